@@ -1,0 +1,361 @@
+r"""
+Marginals: the scale on which distances between samples are measured.
+
+``normal``
+    Every variable is replaced by its normal scores: ranked (ties take the mean rank r),
+    then mapped to :math:`\Phi^{-1}((r - 1/2)/N)`. Mutual information does not change
+    under monotone maps, and units, skew and heavy tails stop mattering. All variables
+    share one symmetric table of scores, kept as integers: equal steps in rank are
+    equal distances exactly, so ties need no tolerance.
+``standard``
+    Values divided by their standard deviation.
+``raw``
+    Values as they are.
+
+A query counts as sample N + 1: it is ranked, or takes part in the standard deviation,
+together with the N samples it is compared with. Explaining sample i against the others,
+and explaining it as a query against a population without it, are then the same
+computation on the same numbers, and agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from captum_nif.estimators.blocks import blocks
+
+Marginals = Literal["normal", "standard", "raw"]
+
+SCORE_BITS = 26
+"""Normal scores are integers in units of 2^-26: all of (-8, 8), and the difference of
+any two scores, fit into int32."""
+
+_ROUNDINGS = 8.0
+"""How many roundings of its operands a distance may be off by and still tie: one from
+storing each value, the rest for the arithmetic that made it (a division by 255, say)
+and for the standard deviation.
+"""
+
+_HALF_WORD = 31
+"""Bits of a fraction in each of two integers, whose sums then fit into int64."""
+
+_FAR = torch.iinfo(torch.int32).max
+
+_BUDGET = 1 << 24
+"""Elements sorted or summed at a time; bounds the 64-bit temporaries of doing so."""
+
+
+class Centres(ABC):
+    """Points whose neighbours among the samples are counted.
+
+    Attributes:
+        count (int): Number of points.
+        size (int): Number of variables.
+        others (int): Number of samples that each point is compared with.
+        roundoff (float): Relative error of a distance; 0 where distances are exact.
+        device (torch.device): Where they are.
+    """
+
+    count: int
+    size: int
+    others: int
+    roundoff: float
+    device: torch.device
+
+    @abstractmethod
+    def distances(self, rows: slice, columns: slice) -> Tensor:
+        """Distances from points to samples, variable by variable: [rows, columns, N].
+
+        Where the points are the samples, each is out of its own reach: its distance to
+        itself is larger than any other.
+        """
+
+    @abstractmethod
+    def magnitudes(self, rows: slice, columns: slice) -> Tensor:
+        """Size of the points' own values, which rounding errors grow with."""
+
+
+class Variables(ABC):
+    """N samples of some variables on one scale; made by :func:`prepare_variables`.
+
+    Attributes:
+        marginals (str): The scale.
+        samples (int): Number of samples N.
+        size (int): Number of variables.
+        dtype (torch.dtype): Of the samples they were made from.
+        device (torch.device): Where they are.
+    """
+
+    marginals: Marginals
+    samples: int
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def leave_one_out(self) -> Centres:
+        """Each sample as a point among the other N - 1."""
+
+    @abstractmethod
+    def around(self, query: Tensor) -> Centres:
+        """Each row of ``query``, [S, size], as a point among the N samples."""
+
+
+def prepare_variables(x: Tensor, marginals: Marginals) -> Variables:
+    """Put samples [N, n] of floating point on a scale, once for all queries."""
+    if marginals == "normal":
+        return RankedVariables(x)
+    return ScaledVariables(x, marginals)
+
+
+# --------------------------------------------------------------------- normal scores
+
+
+@lru_cache(maxsize=64)
+def normal_scores(samples: int) -> Tensor:
+    r"""
+    Table of the normal scores of N samples, indexed by *twice* the mean rank.
+
+    Twice, because tied samples share half-integer mean ranks. The entry for 2r is
+    :math:`\Phi^{-1}((r - 1/2)/N)` (the rank-based inverse normal transform with Hazen's
+    plotting position), rounded to a multiple of 2^-26 and given as that integer
+    multiple. The upper half mirrors the lower one, so that the table is exactly
+    antisymmetric. Entries 0 and 1 are padding.
+
+    Args:
+
+        samples (int): Number N of samples that are ranked together.
+
+    Returns:
+
+        **Tensor** of shape [2N + 1], int32.
+
+    Examples::
+
+        >>> normal_scores(3)[2::2] / 2**SCORE_BITS
+        tensor([-0.9674,  0.0000,  0.9674])
+    """
+    doubled = torch.arange(2, samples + 1, dtype=torch.float64)
+    below = torch.special.ndtri((doubled - 1) / (2 * samples))
+    below = torch.round(below * 2**SCORE_BITS).int()
+    padding_and_median = torch.zeros(3, dtype=torch.int32)
+    padding, median = padding_and_median[:2], padding_and_median[2:]
+    return torch.cat([padding, below, median, -below.flip(0)])
+
+
+def doubled_ranks(ordered: Tensor) -> Tensor:
+    """Twice the mean rank of every value in rows of ascending values, [..., N]."""
+    samples = ordered.shape[-1]
+    rank = torch.arange(1, samples + 1, device=ordered.device).expand(ordered.shape)
+    rises = ordered[..., 1:] != ordered[..., :-1]
+    edge = torch.ones_like(rises[..., :1])
+    first = torch.where(torch.cat([edge, rises], -1), rank, 0)
+    last = torch.where(torch.cat([rises, edge], -1), rank, samples)
+    return first.cummax(-1).values + last.flip(-1).cummin(-1).values.flip(-1)
+
+
+class RankedVariables(Variables):
+    """Variables on the scale of normal scores, known by their ranks.
+
+    Attributes:
+        ordered (Tensor): Each variable's values in ascending order, [size, N]: what a
+            query is ranked among.
+        ranks (Tensor): Twice the mean rank of every sample, [N, size], int16 or int32.
+    """
+
+    marginals: Marginals = "normal"
+
+    def __init__(self, x: Tensor) -> None:
+        self.samples, self.size = x.shape
+        self.dtype, self.device = x.dtype, x.device
+        x = _widened(x)
+        narrow = 2 * self.samples + 4 <= torch.iinfo(torch.int16).max
+        rank_dtype = torch.int16 if narrow else torch.int32
+        self.ordered = x.new_empty(self.size, self.samples)
+        self.ranks = x.new_empty((self.samples, self.size), dtype=rank_dtype)
+        for columns in blocks(self.size, max(1, _BUDGET // max(1, self.samples))):
+            ordered, order = x[:, columns].t().contiguous().sort(dim=-1)
+            ranks = torch.empty_like(order).scatter_(-1, order, doubled_ranks(ordered))
+            self.ordered[columns] = ordered
+            self.ranks[:, columns] = ranks.t().to(rank_dtype)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """Normal scores of the samples among themselves, [N, size], int32."""
+        return normal_scores(self.samples).to(self.device)[self.ranks.int()]
+
+    def leave_one_out(self) -> Centres:
+        """Each sample, ranked among all N, as a point among the other N - 1."""
+        return _RankedSamples(self)
+
+    def around(self, query: Tensor) -> Centres:
+        """Each query, ranked as sample N + 1, as a point among the N samples."""
+        return _RankedQueries(self, query)
+
+    def ranks_of(self, query: Tensor) -> Tensor:
+        """Twice the mean rank that each query takes as sample N + 1, [S, size], int32.
+
+        With l samples below the query and e equal to it, it shares positions l + 1 to
+        l + e + 1, whose mean is l + e/2 + 1.
+        """
+        values = _widened(query.to(self.dtype)).t().contiguous()
+        below = torch.searchsorted(self.ordered, values, out_int32=True)
+        upto = torch.searchsorted(self.ordered, values, right=True, out_int32=True)
+        return (below + upto + 2).t()
+
+
+class _RankedSamples(Centres):
+    """Samples among the others, on the scale of normal scores."""
+
+    roundoff = 0.0
+
+    def __init__(self, variables: RankedVariables) -> None:
+        self.count, self.size = variables.samples, variables.size
+        self.others, self.device = variables.samples - 1, variables.device
+        self._scores = variables.scores
+
+    def distances(self, rows: slice, columns: slice) -> Tensor:
+        scores = self._scores[:, columns].t()
+        distances = (scores - self._scores[rows, columns][:, :, None]).abs_()
+        return _out_of_own_reach(distances, rows)
+
+    def magnitudes(self, rows: slice, columns: slice) -> Tensor:
+        return self._scores[rows, columns].abs()
+
+
+class _RankedQueries(Centres):
+    """Queries among the samples, on the scale of normal scores of N + 1."""
+
+    roundoff = 0.0
+
+    def __init__(self, variables: RankedVariables, query: Tensor) -> None:
+        self.count, self.size = query.shape
+        self.others, self.device = variables.samples, variables.device
+        self._table = normal_scores(variables.samples + 1).to(variables.device)
+        self._ranks = variables.ranks
+        self._query_ranks = variables.ranks_of(query)
+
+    def distances(self, rows: slice, columns: slice) -> Tensor:
+        query = self._query_ranks[rows, columns][:, :, None]
+        ranks = self._ranks[:, columns].t().int()
+        # The query pushes samples above it up by one rank and those equal to it, whose
+        # doubled mean rank was one less than its own, by half a rank.
+        ranks = ranks + 2 * (ranks >= query) + (ranks == query - 1).int()
+        return (self._table[ranks] - self._table[query]).abs_()
+
+    def magnitudes(self, rows: slice, columns: slice) -> Tensor:
+        return self._table[self._query_ranks[rows, columns]].abs()
+
+
+# ------------------------------------------------------------- standard and raw values
+
+
+def standard_deviation(values: Tensor) -> Tensor:
+    """Standard deviation over the last dimension, 1 where there is none, float64.
+
+    The same values give the same bits in whatever order and layout they come.
+    """
+    low, high = values.aminmax(dim=-1, keepdim=True)
+    span = torch.where(high > low, high - low, 1.0)
+    fractions = (values - low) / span
+    mean = _mean_in_any_order(fractions)[..., None]
+    deviation = _mean_in_any_order((fractions - mean).square()).sqrt_()
+    deviation = deviation * span.squeeze(-1)
+    return torch.where(deviation > 0, deviation, 1.0)
+
+
+def _mean_in_any_order(fractions: Tensor) -> Tensor:
+    """Mean over the last dimension of numbers in [0, 1], in 62-bit fixed point.
+
+    Sums of integers, unlike those of floats, do not depend on their order.
+    """
+    scaled = fractions * 2**_HALF_WORD
+    high = scaled.floor()
+    low = ((scaled - high) * 2**_HALF_WORD).long().sum(-1).double()
+    total = high.long().sum(-1).double() + low / 2**_HALF_WORD
+    return total / (fractions.shape[-1] * 2**_HALF_WORD)
+
+
+class ScaledVariables(Variables):
+    """Variables on the scale of their own values, divided by their deviation or not.
+
+    Attributes:
+        values (Tensor): The samples, [N, size].
+    """
+
+    def __init__(self, x: Tensor, marginals: Marginals) -> None:
+        self.marginals = marginals
+        self.samples, self.size = x.shape
+        self.dtype, self.device = x.dtype, x.device
+        self.values = _widened(x)
+
+    def leave_one_out(self) -> Centres:
+        """Each sample, on the scale of all N, as a point among the other N - 1."""
+        return _ScaledPoints(self, None)
+
+    def around(self, query: Tensor) -> Centres:
+        """Each query, on the scale of all N + 1, as a point among the N samples."""
+        return _ScaledPoints(self, _widened(query.to(self.dtype)))
+
+
+class _ScaledPoints(Centres):
+    """Samples among the others (``query`` None), or queries among the samples."""
+
+    def __init__(self, variables: ScaledVariables, query: Tensor | None) -> None:
+        self.roundoff = _ROUNDINGS * torch.finfo(variables.dtype).eps
+        self._values = variables.values
+        self._points = self._values if query is None else query
+        self._are_samples = query is None
+        self.count, self.size = self._points.shape
+        self.others = variables.samples - self._are_samples
+        self.device = variables.device
+        # One for all samples; one per query, which is part of its own deviation.
+        self._scale = torch.ones_like(self._points[: 1 if query is None else None])
+        self._scale = self._scale.double()
+        if variables.marginals == "standard":
+            self._fill_scale(query)
+
+    def _fill_scale(self, query: Tensor | None) -> None:
+        rows, _ = self._scale.shape
+        width = max(1, _BUDGET // (max(1, rows) * (self.others + 1)))
+        for columns in blocks(self.size, width):
+            values = self._values[:, columns].t().double()
+            if query is not None:
+                own = query[:, columns].double()[:, :, None]
+                values = torch.cat([values.expand(rows, -1, -1), own], dim=-1)
+            self._scale[:, columns] = standard_deviation(values)
+
+    def _scale_of(self, rows: slice, columns: slice) -> Tensor:
+        return self._scale[slice(None) if self._are_samples else rows, columns]
+
+    def distances(self, rows: slice, columns: slice) -> Tensor:
+        samples = self._values[:, columns].t().double()
+        points = self._points[rows, columns].double()[:, :, None]
+        distances = (
+            (samples - points).abs_().div_(self._scale_of(rows, columns)[..., None])
+        )
+        return _out_of_own_reach(distances, rows) if self._are_samples else distances
+
+    def magnitudes(self, rows: slice, columns: slice) -> Tensor:
+        points = self._points[rows, columns].double()
+        return points.abs().div_(self._scale_of(rows, columns))
+
+
+# ------------------------------------------------------------------------------ shared
+
+
+def _widened(x: Tensor) -> Tensor:
+    """Half precision as float32, which every operation here supports."""
+    return x.float() if x.element_size() < 4 else x
+
+
+def _out_of_own_reach(distances: Tensor, rows: slice) -> Tensor:
+    """Put each of the samples ``rows`` out of its own reach, in place."""
+    exact = distances.dtype == torch.int32
+    distances.diagonal(rows.start, dim1=0, dim2=2).fill_(_FAR if exact else torch.inf)
+    return distances

@@ -1,0 +1,435 @@
+r"""
+Mixed KSG: mutual information by nearest neighbours, for continuous and discrete values.
+
+After Kraskov, Stögbauer and Grassberger (*Estimating mutual information*, Phys. Rev. E
+69, 2004; algorithm 1) and Gao, Kannan, Oh and Viswanath (*Estimating mutual
+information for discrete-continuous mixtures*, NeurIPS 2017), with the counts at ties
+put right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from captum_nif.estimators.engine import FIXED_POINT, Terms, Whole, pmi_blocks
+from captum_nif.estimators.marginals import (
+    Centres,
+    Marginals,
+    Variables,
+    prepare_variables,
+)
+from captum_nif.estimators.protocol import Prepared
+
+Formula = Literal["corrected", "paper"]
+
+_LARGEST = 1e300
+"""Values whose differences, and ranges, are sure to stay finite in float64."""
+
+
+@dataclass(frozen=True)
+class MixedKSG:
+    r"""
+    Mixed KSG estimator of pointwise mutual information (PMI).
+
+    Point i is compared with M other samples, in the plane of a pair of variables with
+    Chebyshev distance. Let :math:`\rho_i` be the distance to its k-th neighbour there;
+    in the plane and along each axis, let c count the other samples within
+    :math:`\rho_i` (closed ball) and s those strictly inside. With N = M + 1 and
+    :math:`\psi` the digamma function, ``formula="corrected"`` is
+
+    .. math::
+
+        \mathrm{PMI}_i = \begin{cases}
+        \psi(c_{xy} + 1) + \psi(N) - \psi(c_x + 1) - \psi(c_y + 1)
+            & \rho_i = 0 \\
+        \psi(c_{xy}) + \psi(N) - \psi(\max(c_x, s_x + 1)) - \psi(\max(c_y, s_y + 1))
+            & \rho_i > 0
+        \end{cases}
+
+    Without ties the second case is algorithm 1 of Kraskov et al. With them, for example
+    where a ReLU puts half of the samples at 0, closed counts keep the many samples at
+    exactly :math:`\rho_i` in the picture: dropping them, as the published code of Gao
+    et al. does, finds 0.06 nats in independent pairs of ReLUs and 0.4 nats in data
+    rounded to one decimal. A constant variable has a PMI of exactly 0. Values are
+    always finite, and may be negative.
+
+    ``formula="paper"`` is Eq. 6 of Davis et al. (*Network science for explaining neural
+    networks*, ICASSP 2020) as printed,
+
+    .. math::
+
+        \mathrm{PMI}_i = \psi(\tilde k_i) + \log N - \log(c_x + 1) - \log(c_y + 1),
+
+    with :math:`\tilde k_i = k`, or :math:`c_{xy}` where :math:`\rho_i = 0`. It is kept
+    for comparison, and biased low everywhere: a dead neuron gets
+    :math:`\psi(k) - \log(k + 1)`, -0.15 nats for k = 10, from every sample.
+
+    Results are deterministic (there is no jitter), float64, on the device of x, and the
+    same to the last bit for a pair alone or among many.
+
+    Args:
+
+        k (int, optional): Number of neighbours, at least 1. Small k follows fine
+            structure, large k is less noisy: the correlation of single-sample values
+            with the true PMI is about 0.77, 0.86 and 0.90 at k = 5, 10 and 20.
+            Default: 10
+        formula (str, optional): ``"corrected"`` or ``"paper"``.
+            Default: ``"corrected"``
+        marginals (str, optional): Scale on which distances are measured: ``"normal"``
+            (normal scores; invariant to monotone maps of any variable), ``"standard"``
+            (divided by the standard deviation) or ``"raw"``. None stands for
+            ``"normal"`` with the corrected formula and ``"raw"`` with the paper's.
+            Default: None
+
+    Raises:
+
+        TypeError: If an argument is of the wrong type.
+        ValueError: If k < 1, or the name of a formula or of marginals is unknown.
+
+    Examples::
+
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(500, 1, generator=generator)
+        >>> y = torch.cat([x.relu(), torch.ones(500, 1)], dim=1)
+        >>> ksg = MixedKSG(k=5)
+        >>> ksg.mi(x, y).shape
+        torch.Size([1, 2])
+        >>> ksg.mi(x, y)[0, 1].item()  # a constant tells nothing
+        0.0
+        >>> ksg.pmi(x, y, query=(x[:3], y[:3])).shape
+        torch.Size([3, 1, 2])
+    """
+
+    k: int = 10
+    formula: Formula = "corrected"
+    marginals: Marginals | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, int):
+            raise TypeError(
+                f"k is the number of neighbours, an int, but is {self.k!r}."
+            )
+        if self.k < 1:
+            raise ValueError(
+                f"k is the number of neighbours, at least 1, not {self.k}."
+            )
+        for what, name, known in (
+            ("formula", self.formula, get_args(Formula)),
+            ("marginals", self.marginals, (None, *get_args(Marginals))),
+        ):
+            if name not in known:
+                choices = ", ".join(map(repr, known))
+                raise ValueError(f"{what} must be one of {choices}, not {name!r}.")
+
+    @property
+    def scale(self) -> Marginals:
+        """The marginals in use: those asked for, or what None stands for."""
+        if self.marginals is not None:
+            return self.marginals
+        return "normal" if self.formula == "corrected" else "raw"
+
+    def with_k(self, k: int) -> MixedKSG:
+        """The same estimator with another number of neighbours.
+
+        What was prepared with this one can be used with that one.
+        """
+        return replace(self, k=k)
+
+    def prepare(self, x: Tensor) -> Variables:
+        r"""
+        Rank (or scale) samples once, for use in place of x or y in all other methods.
+
+        Args:
+
+            x (Tensor): N samples of n variables, [N, n], of floating point. Half
+                precision is widened. Values that are equal tie: -0.0 equals 0.0.
+
+        Returns:
+
+            **Variables**: opaque; independent of k and of the formula.
+
+        Raises:
+
+            TypeError: If x is not a dense tensor of floating point.
+            ValueError: If x is not [N, n], or holds NaN or infinity.
+
+        Examples::
+
+            >>> ksg = MixedKSG(k=3)
+            >>> x = ksg.prepare(torch.arange(12.0).view(6, 2))
+            >>> x.samples, x.size
+            (6, 2)
+            >>> ksg.with_k(1).mi(x, x).shape
+            torch.Size([2, 2])
+        """
+        _check_values("x", x, self.scale)
+        return prepare_variables(x.detach(), self.scale)
+
+    def mi(self, x: Tensor | Prepared, y: Tensor | Prepared) -> Tensor:
+        r"""
+        Mutual information of every pair of variables, in nats.
+
+        It is the mean over samples of :meth:`pmi`, whose [N, a, b] values are never
+        held. It may be slightly negative for independent variables; it is not clipped,
+        so that its mean over many pairs stays unbiased.
+
+        Args:
+
+            x (Tensor or Variables): N samples of a variables, [N, a].
+            y (Tensor or Variables): The same N samples of b variables, [N, b].
+
+        Returns:
+
+            **Tensor** of shape [a, b], float64.
+
+        Raises:
+
+            TypeError: See :meth:`prepare`; or if either was prepared by another kind of
+                estimator.
+            ValueError: See :meth:`prepare`; or if x and y differ in samples or device,
+                were prepared for other marginals, or have fewer than k + 1 samples.
+        """
+        first, second = self._pair(x, y)
+        self._check_neighbours(first.samples - 1)
+        total = torch.zeros(
+            first.size, second.size, dtype=torch.int64, device=first.device
+        )
+        points = first.leave_one_out(), second.leave_one_out()
+        for _, columns, others, pmi in self._blocks(*points):
+            total[columns, others] += pmi.sum(0)
+        return _nats(total) / first.samples
+
+    def pmi(
+        self,
+        x: Tensor | Prepared,
+        y: Tensor | Prepared,
+        query: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        r"""
+        Pointwise mutual information of every sample or query for every pair, in nats.
+
+        Without ``query``, each sample is explained against the N - 1 others. With it,
+        each query is explained against all N samples, as sample N + 1: it is ranked (or
+        standardised) together with them. Hence ``pmi(x, y)[i]`` equals, to the last
+        bit, ``pmi(x_without_i, y_without_i, query=(x_i, y_i))[0]``.
+
+        Args:
+
+            x (Tensor or Variables): N samples of a variables, [N, a].
+            y (Tensor or Variables): The same N samples of b variables, [N, b].
+            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]). They are
+                converted to the dtype of the samples, so that equal values tie.
+                Default: None
+
+        Returns:
+
+            **Tensor** of shape [N, a, b], or [S, a, b] with queries, float64.
+
+        Raises:
+
+            TypeError: See :meth:`mi`; or if ``query`` is not a pair of dense tensors of
+                floating point.
+            ValueError: See :meth:`mi`; or if queries do not match the samples in shape
+                or device, hold NaN or infinity, or meet fewer than k samples.
+        """
+        return self._pmi(*self._points(x, y, query))
+
+    def joint(
+        self,
+        x: Tensor | Prepared,
+        y: Tensor | Prepared,
+        query: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        r"""
+        PMI of the whole vector x with each variable of y, in nats.
+
+        The vector is one variable whose distance is the largest over its components.
+
+        Args:
+
+            x (Tensor or Variables): N samples of a vector of a >= 1 components, [N, a].
+            y (Tensor or Variables): The same N samples of b variables, [N, b].
+            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]); see
+                :meth:`pmi`. Default: None
+
+        Returns:
+
+            **Tensor** of shape [N, b], or [S, b] with queries, float64.
+
+        Raises:
+
+            TypeError: See :meth:`pmi`.
+            ValueError: See :meth:`pmi`; or if the vector has no components.
+        """
+        vectors, points = self._points(x, y, query)
+        if vectors.size == 0:
+            raise ValueError("x has no variables; a vector needs at least one.")
+        return self._pmi(Whole(vectors), points)[:, 0]
+
+    # ------------------------------------------------------------------------ inside
+
+    def _pmi(self, x: Centres, y: Centres) -> Tensor:
+        pmi = torch.empty(x.count, x.size, y.size, dtype=torch.int64, device=x.device)
+        for rows, columns, others, block in self._blocks(x, y):
+            pmi[rows, columns, others] = block
+        return _nats(pmi)
+
+    def _blocks(
+        self, x: Centres, y: Centres
+    ) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+        terms = _tabulated(self.formula, self.k, x.others).to(x.device)
+        return pmi_blocks(x, y, self.k, terms)
+
+    def _points(
+        self,
+        x: Tensor | Prepared,
+        y: Tensor | Prepared,
+        query: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Centres, Centres]:
+        """The samples among the others, or the queries among the samples."""
+        first, second = self._pair(x, y)
+        if query is None:
+            self._check_neighbours(first.samples - 1)
+            return first.leave_one_out(), second.leave_one_out()
+        if not isinstance(query, tuple) or len(query) != 2:
+            raise TypeError(
+                "query must be a tuple of two tensors, the queries' values of x [S, a] "
+                f"and of y [S, b], not {_kind(query)}."
+            )
+        for name, values, samples in zip("xy", query, (first, second), strict=True):
+            _check_query(f"query's {name}", values, samples)
+        if len(query[0]) != len(query[1]):
+            raise ValueError(
+                f"query holds {len(query[0])} rows for x and {len(query[1])} for y; "
+                "give as many of both."
+            )
+        self._check_neighbours(first.samples)
+        return first.around(query[0].detach()), second.around(query[1].detach())
+
+    def _pair(
+        self, x: Tensor | Prepared, y: Tensor | Prepared
+    ) -> tuple[Variables, Variables]:
+        first, second = self._prepared("x", x), self._prepared("y", y)
+        if first.samples != second.samples:
+            raise ValueError(
+                f"x has {first.samples} samples and y has {second.samples}; they must "
+                "be the same samples of different variables."
+            )
+        if first.device != second.device:
+            raise ValueError(
+                f"x is on {first.device} and y on {second.device}; move one of them."
+            )
+        return first, second
+
+    def _prepared(self, name: str, x: Tensor | Prepared) -> Variables:
+        if isinstance(x, Tensor):
+            _check_values(name, x, self.scale)
+            return prepare_variables(x.detach(), self.scale)
+        if not isinstance(x, Variables):
+            raise TypeError(
+                f"{name} must be a tensor or come from MixedKSG.prepare, "
+                f"not {_kind(x)}."
+            )
+        if x.marginals != self.scale:
+            raise ValueError(
+                f"{name} was prepared for {x.marginals!r} marginals, but this "
+                f"estimator uses {self.scale!r} ones; prepare it with this estimator."
+            )
+        return x
+
+    def _check_neighbours(self, others: int) -> None:
+        if others < self.k:
+            raise ValueError(
+                f"k = {self.k} neighbours were asked for, but each point has only "
+                f"{max(others, 0)} other samples; give more samples or use a smaller k."
+            )
+
+
+@lru_cache(maxsize=64)
+def _tabulated(formula: Formula, k: int, others: int) -> Terms:
+    """The case table of :class:`MixedKSG`, for every count from 0 to ``others``.
+
+    At rho = 0 no sample is strictly inside, and where no sample lies on the edge the
+    closed count c equals the strict count s, so max(c, s + 1) is c + 1: in both cases
+    the next count's digamma applies. Elsewhere c >= s + 1.
+    """
+    counts = torch.arange(others + 1, dtype=torch.float64)
+    if formula == "corrected":
+        psi = torch.digamma(counts.clamp(min=1))  # no case asks for psi(0)
+        psi_of_next = torch.digamma(counts + 1)
+        joint, margin = (psi, psi_of_next), (psi_of_next, psi)
+        constant = psi_of_next[-1]
+    else:
+        coinciding = torch.digamma(counts.clamp(min=1))
+        psi_of_k = torch.digamma(torch.tensor(float(k), dtype=torch.float64))
+        joint = (psi_of_k.expand_as(counts), coinciding)
+        margin = (torch.log1p(counts), torch.log1p(counts))
+        constant = torch.log1p(counts[-1])
+    # Each term is rounded by itself, so that equal terms cancel exactly.
+    return Terms(
+        _fixed(torch.stack(joint)) + _fixed(constant), _fixed(torch.stack(margin))
+    )
+
+
+def _fixed(nats: Tensor) -> Tensor:
+    return torch.round(nats * FIXED_POINT).long()
+
+
+def _nats(fixed: Tensor) -> Tensor:
+    return fixed.double() / FIXED_POINT
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _check_values(name: str, x: Tensor, scale: Marginals) -> None:
+    """Refuse what is not a matrix of finite floats."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor [samples, variables], not {_kind(x)}."
+        )
+    if x.layout != torch.strided or not x.is_floating_point():
+        raise TypeError(
+            f"{name} must be a dense tensor of floating point, not {x.dtype} "
+            f"({x.layout}); convert it, for example with .float()."
+        )
+    if x.dim() != 2:
+        raise ValueError(
+            f"{name} must be [samples, variables], but has shape {list(x.shape)}; use "
+            ".unsqueeze(1) for one variable, .flatten(1) for a batch of images."
+        )
+    if not x.isfinite().all():
+        rows = (~x.isfinite().all(dim=1)).nonzero().flatten()
+        raise ValueError(
+            f"{name} holds NaN or infinity in {len(rows)} of {len(x)} rows, first in "
+            f"row {int(rows[0])}; remove or repair them."
+        )
+    if scale != "normal" and x.numel() and x.abs().max() > _LARGEST:
+        raise ValueError(
+            f"{name} holds values beyond {_LARGEST:g}, whose differences overflow; "
+            'rescale it or use marginals="normal".'
+        )
+
+
+def _check_query(name: str, query: Tensor, samples: Variables) -> None:
+    """Refuse queries that the samples were not prepared for."""
+    if isinstance(query, Tensor) and query.is_floating_point():
+        query = query.to(samples.dtype)
+    _check_values(name, query, samples.marginals)
+    if query.shape[1] != samples.size:
+        raise ValueError(
+            f"{name} has {query.shape[1]} variables and the samples have "
+            f"{samples.size}; they must be the same variables."
+        )
+    if query.device != samples.device:
+        raise ValueError(
+            f"{name} is on {query.device} and the samples on {samples.device}; move "
+            "one of them."
+        )
