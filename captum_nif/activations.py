@@ -1,0 +1,284 @@
+r"""Node values of a population: batches streamed through the model, averages kept.
+
+A :class:`Population` is what probabilities are estimated from: the value of every node
+for every background sample. Only channel averages are held (and the inputs themselves,
+which are nodes one by one), never a feature map.
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum._utils.progress import progress
+from torch import Tensor, nn
+
+from captum_nif.checks import check_inputs, check_same, check_sizes
+from captum_nif.tracing import Structure, Trace, trace
+
+BATCH_SIZE = 64
+"""Samples in one forward pass, where the caller leaves the choice open."""
+
+Background = Tensor | tuple[Tensor, ...] | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Node values of N samples.
+
+    Args:
+        structure (Structure): layers and links.
+        values (dict of Tensor): the values of each layer's nodes, [N, size], by name.
+        dtypes (tuple of torch.dtype): of the model's inputs.
+        model (int): fingerprint of the model that gave the values.
+    """
+
+    structure: Structure
+    values: dict[str, Tensor]
+    dtypes: tuple[torch.dtype, ...]
+    model: int
+
+    @property
+    def size(self) -> int:
+        """Number of samples N."""
+        return next(iter(self.values.values())).shape[0]
+
+
+def run_population(
+    model: nn.Module,
+    batches: Iterable[tuple[tuple[Tensor, ...], tuple[Any, ...]]],
+    layers: Sequence[str | nn.Module] | None = None,
+    what: str = "the background",
+) -> Population:
+    """Streams batches through a model and collects the value of every node.
+
+    Args:
+        model (Module): the network.
+        batches (iterable): pairs of the inputs and the further arguments of one call.
+        layers (Sequence of str or Module, optional): see
+            :func:`captum_nif.tracing.find_layers`.
+        what (str): what the samples are called in messages.
+
+    Returns:
+        Population: the values of all batches, in order.
+
+    Raises:
+        TypeError: if the batches hold no tensors.
+        ValueError: if there are none, if values are not finite, if the shapes of
+            samples differ, or if the model takes another path for a later batch.
+    """
+    structure: Structure | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
+    parts: list[dict[str, Tensor]] = []
+    for inputs, extra in batches:
+        found = run_batch(model, inputs, extra, layers, what)
+        if structure is None:
+            structure = found.structure
+            dtypes = tuple(x.dtype for x in inputs)
+        check_same(structure, found.structure, what)
+        if tuple(x.dtype for x in inputs) != dtypes:
+            raise ValueError(
+                f"The inputs of {what} have dtypes {[str(x.dtype) for x in inputs]} in "
+                f"one batch and {[str(d) for d in dtypes]} in another: give one dtype."
+            )
+        parts.append(found.values)
+    if structure is None:
+        raise ValueError(
+            f"{what.capitalize()} is empty: probabilities are estimated from samples."
+        )
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Population(structure, values, dtypes, fingerprint(model))
+
+
+def run_batch(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    extra: tuple[Any, ...],
+    layers: Sequence[str | nn.Module] | None,
+    what: str,
+) -> Trace:
+    """Traces one batch, with every value checked to be finite.
+
+    Raises:
+        ValueError: if inputs are not batches of one size that fit the model's dtype and
+            device, or if an input or an activation is NaN or infinite.
+    """
+    check_inputs(model, inputs, what)
+    found = trace(model, inputs, extra, layers)
+    for name, value in found.values.items():
+        if not bool(torch.isfinite(value).all()):
+            node = int((~torch.isfinite(value)).any(0).nonzero()[0])
+            raise ValueError(
+                f"The layer {name!r} gives NaN or infinity for {what} (first at node "
+                f"{node}): probabilities cannot be estimated from that. Check the "
+                "model's weights and the scale of its inputs."
+            )
+    return found
+
+
+def check_samples(samples: tuple[Tensor, ...], population: Population) -> None:
+    """Refuses samples of another shape or dtype than the background's."""
+    expected = [s for s in population.structure.layers if s.kind == "input"]
+    if len(samples) != len(expected):
+        raise ValueError(
+            f"Got {len(samples)} inputs, and the background has {len(expected)}."
+        )
+    dtypes = population.dtypes
+    for i, (x, layer, dtype) in enumerate(zip(samples, expected, dtypes, strict=True)):
+        shape = tuple(x.shape[1:]) or (1,)
+        if shape != layer.shape:
+            raise ValueError(
+                f"Samples of input {i} have shape {shape}, and those of the background "
+                f"{layer.shape}: give samples of one shape."
+            )
+        if x.dtype != dtype:
+            raise ValueError(
+                f"Input {i} is {x.dtype}, and the background was {dtype}: convert one "
+                "of them."
+            )
+
+
+def batches_of(
+    model: nn.Module,
+    background: Background,
+    extra: tuple[Any, ...] = (),
+    batch_size: int = BATCH_SIZE,
+    show_progress: bool = False,
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
+    """Cuts a background into pairs of model inputs and further arguments.
+
+    Args:
+        model (Module): the network, whose ``forward`` tells the number of inputs.
+        background (Tensor, tuple of Tensor, or iterable): all samples at once, or an
+            iterable of batches (tensors, tuples or lists of tensors) of which only the
+            first ones, the model's inputs, are used.
+        extra (tuple): further arguments of the model; tensors follow the samples.
+        batch_size (int): samples in a batch, where all come at once.
+        show_progress (bool): whether to draw a progress bar.
+
+    Raises:
+        TypeError: if a batch is no tensor and no tuple or list of tensors.
+        ValueError: if there are fewer tensors than inputs, or if ``extra`` holds
+            tensors that cannot be cut along with a stream.
+    """
+    device = next((p.device for p in model.parameters()), None)
+    if isinstance(background, Tensor):
+        background = (background,)
+    if isinstance(background, tuple) and all(isinstance(x, Tensor) for x in background):
+        _check_arity(model, len(background), len(extra))
+        check_sizes(background)
+        cuts: Iterable[Any] = cut(background, extra, batch_size)
+        total: int | None = -(-background[0].shape[0] // batch_size)
+    else:
+        cuts = _streamed(model, background, extra)
+        total = len(background) if isinstance(background, Sized) else None
+    bar = progress(cuts, desc="NIF background", total=total, disable=not show_progress)
+    with bar:
+        for inputs, further in bar:
+            yield tuple(x.to(device) for x in inputs), further
+
+
+def cut(
+    inputs: tuple[Tensor, ...], extra: tuple[Any, ...], batch_size: int
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
+    """Cuts inputs, and the further arguments that follow them, into batches."""
+    n = inputs[0].shape[0]
+    for arg in extra:
+        if isinstance(arg, Tensor) and arg.dim() > 0 and arg.shape[0] != n:
+            raise ValueError(
+                f"A tensor of shape {tuple(arg.shape)} in `additional_forward_args` "
+                f"does not follow the {n} samples of the inputs: its axis 0 must have "
+                "that size."
+            )
+    for start in range(0, n, batch_size):
+        part = slice(start, min(start + batch_size, n))
+        yield (
+            tuple(x[part] for x in inputs),
+            tuple(
+                arg[part] if isinstance(arg, Tensor) and arg.dim() else arg
+                for arg in extra
+            ),
+        )
+
+
+def _streamed(
+    model: nn.Module, background: Iterable[Any], extra: tuple[Any, ...]
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
+    if not isinstance(background, Iterable) or isinstance(background, (str, dict)):
+        raise TypeError(
+            "The background must be a tensor, a tuple of tensors (one per input), or "
+            "an iterable of batches such as a DataLoader; got "
+            f"{type(background).__name__}."
+        )
+    if any(isinstance(arg, Tensor) and arg.dim() for arg in extra):
+        raise ValueError(
+            "`additional_forward_args` holds a tensor, which cannot be cut along with "
+            "a stream of batches: pass the background as a tuple of tensors."
+        )
+    count = _inputs_of(model, len(extra))
+    for batch in background:
+        tensors = (batch,) if isinstance(batch, Tensor) else batch
+        if not isinstance(tensors, (tuple, list)):
+            raise TypeError(
+                "A batch of the background must be a tensor, or a tuple or list of "
+                f"tensors whose first {count or 'ones'} are the model's inputs; got "
+                f"{type(batch).__name__}. Map it, for example "
+                "`((batch['x'],) for batch in loader)`."
+            )
+        inputs = tuple(tensors[: count or len(tensors)])
+        if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+            raise TypeError(
+                "A batch of the background must begin with the model's inputs as "
+                f"tensors; got {[type(x).__name__ for x in inputs]}."
+            )
+        if count is not None and len(inputs) < count:
+            raise ValueError(
+                f"A batch of the background holds {len(inputs)} tensors, and the model "
+                f"takes {count} inputs."
+            )
+        check_sizes(inputs)
+        yield inputs, extra
+
+
+def _parameters_of(model: nn.Module) -> list[inspect.Parameter] | None:
+    """The positional parameters of ``forward``; None if it takes any number."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return [
+        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+
+
+def _inputs_of(model: nn.Module, n_extra: int) -> int | None:
+    """Number of inputs the model needs; None if its ``forward`` takes any number."""
+    parameters = _parameters_of(model)
+    if parameters is None:
+        return None
+    required = sum(p.default is p.empty for p in parameters)
+    return max(required - n_extra, 1)
+
+
+def _check_arity(model: nn.Module, n_inputs: int, n_extra: int) -> None:
+    parameters = _parameters_of(model)
+    if parameters is not None and n_inputs + n_extra > len(parameters):
+        raise ValueError(
+            f"A tuple of {n_inputs} tensors means {n_inputs} inputs, but the model's "
+            f"`forward` takes {len(parameters)} arguments. Leave labels out, or pass a "
+            "DataLoader, of whose batches only the inputs are used."
+        )
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A checksum of the model's parameters and buffers, their devices and dtypes."""
+    state = 0
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        described = f"{name} {tensor.dtype} {tensor.device} {tuple(tensor.shape)}"
+        state = zlib.crc32(described.encode(), state)
+        content = tensor.detach().cpu().contiguous().flatten()
+        state = zlib.crc32(content.view(torch.uint8).numpy().data, state)
+    return state

@@ -1,0 +1,648 @@
+r"""Neural Information Flow as a Captum attribution method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import torch
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _format_output,
+    _is_tuple,
+)
+from captum._utils.progress import progress
+from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_nif.activations import (
+    BATCH_SIZE,
+    Background,
+    Population,
+    batches_of,
+    check_samples,
+    cut,
+    fingerprint,
+    run_batch,
+    run_population,
+)
+from captum_nif.checks import (
+    check_own_population,
+    check_positive,
+    check_reached,
+    check_same,
+    check_sizes,
+    warn_if_training,
+)
+from captum_nif.estimators import MixedKSG, PMIEstimator
+from captum_nif.features import feature_groups
+from captum_nif.flow import Flow
+from captum_nif.graph import FlowGraph
+from captum_nif.layers import Layer
+from captum_nif.links import LinkRule, Relevance
+from captum_nif.paths import Normalization
+from captum_nif.targets import target_nodes
+from captum_nif.tracing import Structure, find_layers
+
+Normalize = Literal["auto", "layer", "node"] | None
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "estimator": MixedKSG(formula="paper"),
+        "relevance": "pairwise",
+        "beta": 5e-4,
+        "normalize": None,
+    }
+}
+"""Named choices of options; ``"paper"`` is Eq. 3, 4 and 6 of Davis et al. (2020)."""
+
+T = TypeVar("T")
+
+
+class NIFAttribution(Attribution):
+    r"""
+    Attributions by Neural Information Flow (Davis et al., ICASSP 2020).
+
+    The network becomes a graph: its nodes are the elements of the inputs, the neurons
+    or channels of each layer, and the classes; a link between nodes of consecutive
+    layers carries their mutual information (MI) over a population of samples, or, to
+    explain one sample, its *pointwise* mutual information (PMI), in nats. The
+    attribution of input element :math:`x_i` to class :math:`y_j` is
+
+    .. math::
+        A_{ij} = \sum_{\text{paths } x_i \to y_j} \; \prod_{\text{links } l} w_l
+
+    (Eq. 4), a chain of matrix products, computed backwards from the target. A link's
+    weight is its relevance less its redundancy (Eq. 3); see ``relevance`` and ``beta``.
+
+    Probabilities are estimated from a background: call :meth:`fit` once with some
+    hundred to some thousand samples of the data that the model sees. Without it, each
+    sample of a batch of at least 32 is explained against the rest of the batch.
+
+    PMI is positive where two values occur together more often than chance and negative
+    where they do so less often, so attributions have signs that say "typical" and
+    "untypical of this class", not "raises" and "lowers the logit". PMI of a single
+    sample is noisy. Where all attributions are 0, no information was found: dead units,
+    or constant inputs. NoiseTunnel and ``sensitivity_max`` pass many near-copies of a
+    sample in one batch: fit a background first, or neighbours will be copies.
+
+    Args:
+
+        forward_func (torch.nn.Module): The trained network, in eval mode. Its layers
+            are found by running it; see :mod:`captum_nif.tracing`. TransformerEncoder
+            layers leave their fast path, as under any hook.
+        layers (list of str or torch.nn.Module, optional): Modules to take as layers, by
+            their names (as in ``model.named_modules()``) or as objects. Default: all
+            linear, convolutional, embedding, recurrent and attention modules that are
+            called.
+        estimator (PMIEstimator, optional): Estimator of PMI.
+            Default: :class:`~captum_nif.estimators.MixedKSG` with its defaults
+        relevance (str, optional): ``"pairwise"``, the information between the two nodes
+            of a link, or ``"joint"``, that between the whole source layer and the
+            target node (Eq. 3 as printed).
+            Default: ``"pairwise"``
+        beta (float, optional): Weight of the redundancy of a source node with the
+            earlier nodes of its layer (Eq. 3).
+            Default: 0.0
+        normalize (str, optional): Scale of the links when paths are summed. None: as
+            printed in Eq. 4. ``"node"``: the absolute weights into each node sum to 1,
+            so that routes of different lengths compare. ``"layer"``: those into each
+            layer do. ``"auto"``: None if every layer feeds just the next one, else
+            ``"node"``.
+            Default: ``"auto"``
+        preset (str, optional): ``"paper"`` for ``estimator=MixedKSG(formula="paper")``,
+            ``beta=5e-4`` and ``normalize=None``, the paper's settings. Options given
+            besides, other than their defaults, take precedence.
+            Default: None
+
+    Raises:
+
+        TypeError: If ``forward_func`` is no Module, or an option is of the wrong type.
+        ValueError: If an option or a layer's name is unknown.
+        NotImplementedError: If the model cannot be hooked (scripted, compiled).
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_nif import NIFAttribution
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        ... ).eval()
+        >>> background = torch.randn(200, 4)
+        >>> nif = NIFAttribution(net).fit(background)
+        >>> nif.attribute(torch.randn(5, 4), target=1).shape
+        torch.Size([5, 4])
+        >>> nif.attribution_matrix().shape
+        torch.Size([4, 3])
+        >>> nif.flow()
+        FlowGraph(3 layers, 15 nodes, 2 links)
+          input  input   4 nodes
+          0      hidden  8 nodes  from input
+          2      output  3 nodes  from 0
+    """
+
+    def __init__(
+        self,
+        forward_func: nn.Module,
+        layers: Sequence[str | nn.Module] | None = None,
+        estimator: PMIEstimator | None = None,
+        relevance: Relevance = "pairwise",
+        beta: float = 0.0,
+        normalize: Normalize = "auto",
+        preset: str | None = None,
+    ) -> None:
+        find_layers(forward_func, layers)
+        super().__init__(forward_func)
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(
+                f"`preset` must be one of {list(PRESETS)}, got {preset!r}."
+            )
+        options = PRESETS[preset] if preset is not None else {}
+        self.layers = None if layers is None else list(layers)
+        self.estimator: PMIEstimator = _choose(
+            estimator, None, options.get("estimator", MixedKSG())
+        )
+        self.relevance: Relevance = _choose(
+            relevance, "pairwise", options.get("relevance", "pairwise")
+        )
+        self.beta: float = _choose(beta, 0.0, options.get("beta", 0.0))
+        self.normalize: Normalize = _choose(
+            normalize, "auto", options.get("normalize", "auto")
+        )
+        if self.normalize not in (None, "auto", *get_args(Normalization)):
+            raise ValueError(
+                "`normalize` must be 'auto', 'layer', 'node' or None, got "
+                f"{self.normalize!r}."
+            )
+        LinkRule(self.estimator, self.relevance, self.beta)
+        self._population: Population | None = None
+        self._flow: Flow | None = None
+
+    @property
+    def _model(self) -> nn.Module:
+        return cast(nn.Module, self.forward_func)
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: attributions are no products with the input."""
+        return False
+
+    def has_convergence_delta(self) -> bool:
+        """False: attributions do not add up to a difference of outputs."""
+        return False
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The method's name, as figures print it."""
+        return "Neural Information Flow"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether a background has been fitted."""
+        return self._flow is not None
+
+    def fit(
+        self,
+        background: Background,
+        additional_forward_args: object = None,
+        show_progress: bool = False,
+        batch_size: int = BATCH_SIZE,
+    ) -> NIFAttribution:
+        r"""
+        Run the background through the model and keep the values of all nodes.
+
+        Only channel averages and the inputs themselves are kept, on the model's device.
+        Nothing changes if an exception is raised.
+
+        Args:
+
+            background (Tensor, tuple of Tensor, or iterable): Samples of the model's
+                input: a tensor with samples along axis 0; a tuple of them for a model
+                with several inputs; or an iterable of batches such as a DataLoader, of
+                whose batches the first tensors are the model's inputs and the rest,
+                labels for instance, is left aside. Batches are streamed, and moved to
+                the model's device.
+            additional_forward_args (any, optional): Further arguments of ``forward``, a
+                tuple if several. Tensors follow the samples along axis 0. They are
+                constants, not nodes.
+                Default: None
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+            batch_size (int, optional): Samples in a forward pass, where ``background``
+                is not cut into batches already.
+                Default: 64
+
+        Returns:
+
+            **NIFAttribution**: this object.
+
+        Raises:
+
+            TypeError: If the background or a batch is of another type.
+            ValueError: If there are fewer samples than the estimator's k + 1; if values
+                are not finite (the message names the layer), shapes or dtypes differ,
+                or the background is empty.
+            NotImplementedError: If the model computes what cannot be followed; the
+                message names the layer and the cause.
+
+        Examples::
+
+            >>> import torch
+            >>> from torch.utils.data import DataLoader, TensorDataset
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+            >>> data = TensorDataset(torch.randn(100, 2), torch.zeros(100))
+            >>> nif = NIFAttribution(net.eval()).fit(DataLoader(data, batch_size=50))
+            >>> nif.is_fitted
+            True
+        """
+        extra = _format_additional_forward_args(additional_forward_args) or ()
+        check_positive("batch_size", batch_size)
+        population = self._run(background, extra, show_progress, batch_size)
+        flow = self._flow_of(population)
+        flow.prepare()
+        self._population, self._flow = population, flow
+        return self
+
+    @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]  # as in Captum
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> TensorOrTupleOfTensorsGeneric:
+        r"""
+        Explain samples: Eq. 4 on the instance graph of each.
+
+        Args:
+
+            inputs (Tensor or tuple of Tensor): The samples, along axis 0; a tuple for a
+                model with several inputs.
+            target (int, tuple, Tensor or list, optional): The class that each sample
+                explains, in any form that Captum takes: one int or tuple of ints for
+                all, or a list or 1-d tensor with one entry per sample. With ``layer``,
+                the node of that layer. May be None if there is only one.
+                Default: None
+            additional_forward_args (any, optional): See :meth:`fit`.
+                Default: None
+            background (Tensor, tuple of Tensor, or iterable, optional): A background
+                for this call alone; see :meth:`fit`, which is faster where more than
+                one call follows.
+                Default: None
+            feature_mask (Tensor or tuple of Tensor, optional): Integer tensors that
+                broadcast to the inputs: elements with the same number form a feature,
+                whose value is the mean of its elements and whose attribution each of
+                them gets.
+                Default: None
+            layer (str or Module, optional): Explain node ``target`` of this layer (a
+                neuron, or the average of a channel) instead of a class.
+                Default: None (the output)
+            internal_batch_size (int, optional): Samples in a forward pass.
+                Default: 64
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+
+        Returns:
+
+            **Tensor** or **tuple of Tensor**: attributions of the shape, dtype and
+            device of ``inputs`` (of integer inputs: in the default dtype). Their unit
+            is nats to the power of the number of links on a path, or none where links
+            are normalised.
+
+        Raises:
+
+            RuntimeError: If the model's weights, device or dtype changed since
+                :meth:`fit`.
+            TypeError, ValueError, IndexError: If inputs, target or mask are of the
+                wrong type, shape or range; if inputs or activations are not finite; if
+                nothing is fitted and the batch has fewer than 32 samples.
+
+        Examples::
+
+            >>> import torch
+            >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+            >>> x = torch.randn(40, 3)
+            >>> NIFAttribution(net.eval()).attribute(x, target=[0, 1, 2, 3] * 10).shape
+            torch.Size([40, 3])
+        """
+        is_tuple = _is_tuple(inputs)
+        samples = _format_inputs(inputs)
+        extra = _format_additional_forward_args(additional_forward_args) or ()
+        flow, query, structure = self._evidence(
+            samples, extra, background, feature_mask, internal_batch_size, show_progress
+        )
+        end = self._end(structure, layer)
+        nodes = target_nodes(target, end, len(samples[0]))
+        check_reached(structure, samples)
+        blocks = flow.blocks(None if query is None else len(samples[0]))
+        with _ticks(show_progress, len(flow.links) * blocks, "NIF attribution") as tick:
+            sums = flow.attributions(
+                query, end.name, nodes, self._normalization(flow), tick
+            )
+        attributions = tuple(
+            sums[name].reshape(x.shape).to(_dtype_for(x)).contiguous()
+            for name, x in zip(_input_names(samples), samples, strict=True)
+        )
+        return _format_output(is_tuple, attributions)
+
+    def flow(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | None = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> FlowGraph | list[FlowGraph]:
+        r"""
+        The flow graph of the population, or of each sample.
+
+        Args:
+
+            inputs (Tensor or tuple of Tensor, optional): Samples to give graphs of.
+                Default: None (the population)
+            target (int, tuple, Tensor or list, optional): Keep only what flows into
+                this node of the output (or of ``layer``); forms as in
+                :meth:`attribute`. A population graph takes one target for all.
+                Default: None (all nodes)
+            additional_forward_args (any, optional): See :meth:`fit`.
+                Default: None
+            background (Tensor, tuple of Tensor, or iterable, optional): See
+                :meth:`attribute`.
+                Default: None
+            feature_mask (Tensor or tuple of Tensor, optional): See :meth:`attribute`;
+                the nodes of an input are then its groups, by ascending number.
+                Default: None
+            layer (str or Module, optional): Where ``target`` lies.
+                Default: None (the output)
+            internal_batch_size (int, optional): Samples in a forward pass.
+                Default: 64
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+
+        Returns:
+
+            **FlowGraph** of the population, whose links carry MI in nats, or a **list
+            of FlowGraph**, one per sample, whose links carry PMI in nats. Weights are
+            not normalised: ``graph.normalized(...)`` does that.
+
+        Raises:
+
+            RuntimeError: If nothing is fitted and no samples are given, or the model
+                changed since :meth:`fit`.
+            TypeError, ValueError, IndexError: See :meth:`attribute`.
+
+        Examples::
+
+            >>> import torch
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3)).eval()
+            >>> nif = NIFAttribution(net).fit(torch.randn(100, 2))
+            >>> graph = nif.flow(torch.randn(4, 2))[0]
+            >>> graph.links[0].weight.shape
+            torch.Size([2, 3])
+        """
+        extra = _format_additional_forward_args(additional_forward_args) or ()
+        if inputs is None:
+            flow, population = self._fitted(
+                background, extra, feature_mask, show_progress
+            )
+            end = self._end(population.structure, layer)
+            nodes = None if target is None else target_nodes(target, end, 1)
+            with _ticks(show_progress, len(flow.links), "NIF population graph") as tick:
+                graph = flow.population_graph(tick)
+            return graph if nodes is None else _only(graph, end.name, int(nodes[0]))
+        samples = _format_inputs(inputs)
+        flow, query, structure = self._evidence(
+            samples, extra, background, feature_mask, internal_batch_size, show_progress
+        )
+        end = self._end(structure, layer)
+        count = len(samples[0])
+        nodes = None if target is None else target_nodes(target, end, count)
+        blocks = flow.blocks(None if query is None else count)
+        with _ticks(show_progress, len(flow.links) * blocks, "NIF graphs") as tick:
+            return flow.instance_graphs(query, end.name, nodes, tick)
+
+    def attribution_matrix(
+        self,
+        layer: str | nn.Module | None = None,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        r"""
+        The attribution matrix A of the population: Eq. 4 on the population graph.
+
+        Args:
+
+            layer (str or Module, optional): The layer whose nodes are explained.
+                Default: None (the output)
+            feature_mask (Tensor or tuple of Tensor, optional): See :meth:`attribute`;
+                rows are then groups.
+                Default: None
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+
+        Returns:
+
+            **Tensor** of shape [n_features, C], float64; several inputs follow each
+            other, each in row-major order.
+
+        Raises:
+
+            RuntimeError: If nothing is fitted, or the model changed since.
+
+        Examples::
+
+            >>> import torch
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3)).eval()
+            >>> NIFAttribution(net).fit(torch.randn(100, 2)).attribution_matrix().shape
+            torch.Size([2, 3])
+        """
+        flow, population = self._fitted(None, (), feature_mask, show_progress)
+        end = self._end(population.structure, layer)
+        with _ticks(show_progress, len(flow.links), "NIF attribution matrix") as tick:
+            graph = flow.population_graph(tick)
+        by = self._normalization(flow)
+        return (graph if by is None else graph.normalized(by)).path_sums(layer=end.name)
+
+    # --- what a call stands on -----------------------------------------------------
+
+    def _run(
+        self, background: Background, extra: tuple[Any, ...], bar: bool, batch_size: int
+    ) -> Population:
+        warn_if_training(self._model)
+        batches = batches_of(self._model, background, extra, batch_size, bar)
+        population = run_population(self._model, batches, self.layers)
+        k = getattr(self.estimator, "k", 0)
+        if population.size < k + 1:
+            raise ValueError(
+                f"The background has {population.size} samples, and {self.estimator!r} "
+                f"needs at least k + 1 = {k + 1}: give more samples or a smaller k."
+            )
+        return population
+
+    def _flow_of(
+        self,
+        population: Population,
+        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        estimator: PMIEstimator | None = None,
+    ) -> Flow:
+        inputs = [s for s in population.structure.layers if s.kind == "input"]
+        groups = None if feature_mask is None else feature_groups(feature_mask, inputs)
+        rule = LinkRule(estimator or self.estimator, self.relevance, self.beta)
+        return Flow(population.structure, population.values, rule, groups)
+
+    def _fitted(
+        self,
+        background: Background | None,
+        extra: tuple[Any, ...],
+        feature_mask: Tensor | tuple[Tensor, ...] | None,
+        bar: bool,
+    ) -> tuple[Flow, Population]:
+        """The flow from a background, the one given or the one fitted."""
+        if background is not None:
+            population = self._run(background, extra, bar, BATCH_SIZE)
+            return self._flow_of(population, feature_mask), population
+        if self._population is None or self._flow is None:
+            raise RuntimeError(
+                "There is no population yet: call `fit(background)` first."
+            )
+        if fingerprint(self._model) != self._population.model:
+            raise RuntimeError(
+                "The model's weights, buffers, device or dtype changed since `fit`: "
+                "call `fit(background)` again."
+            )
+        if feature_mask is None:
+            return self._flow, self._population
+        return self._flow_of(self._population, feature_mask), self._population
+
+    def _evidence(
+        self,
+        samples: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        background: Background | None,
+        feature_mask: Tensor | tuple[Tensor, ...] | None,
+        internal_batch_size: int | None,
+        bar: bool,
+    ) -> tuple[Flow, Mapping[str, Tensor] | None, Structure]:
+        """The flow, the values of the samples explained, and the layers.
+
+        The values are None where the samples are their own population.
+        """
+        size = BATCH_SIZE if internal_batch_size is None else internal_batch_size
+        check_positive("internal_batch_size", size)
+        model = self._model
+        batches = list(cut(samples, extra, size))
+        if background is None and not self.is_fitted:
+            check_own_population(samples)
+            warn_if_training(model)
+            population = run_population(model, batches, self.layers, "the batch")
+            capped = _capped(self.estimator, population.size)
+            flow = self._flow_of(population, feature_mask, capped)
+            return flow, None, population.structure
+        flow, population = self._fitted(background, extra, feature_mask, bar)
+        warn_if_training(model)
+        check_samples(samples, population)
+        parts = []
+        for inputs, further in batches:
+            found = run_batch(model, inputs, further, self.layers, "the samples")
+            check_same(population.structure, found.structure, "the samples")
+            parts.append(found.values)
+        query = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return flow, query, population.structure
+
+    def _end(self, structure: Structure, layer: str | nn.Module | None) -> Layer:
+        """The layer whose nodes are explained."""
+        if layer is None:
+            return structure.output
+        if isinstance(layer, nn.Module):
+            paths = {m: path or "model" for path, m in self._model.named_modules()}
+            if layer not in paths:
+                raise ValueError(
+                    f"`layer` is a {type(layer).__name__} outside the model: name one "
+                    "of the model's modules."
+                )
+            layer = paths[layer]
+        if not isinstance(layer, str):
+            raise TypeError(
+                "`layer` must be the name of a layer or a module, got "
+                f"{type(layer).__name__}."
+            )
+        found = structure.layer(layer)
+        if found.kind == "input":
+            raise ValueError(
+                f"`layer` is the input {layer!r}: information flows from it, not to "
+                "it. Name a hidden layer or the output."
+            )
+        return found
+
+    def _normalization(self, flow: Flow) -> Normalization | None:
+        if self.normalize == "auto":
+            return None if flow.is_chain else "node"
+        return self.normalize
+
+
+def _choose(given: T, default: T, preset: T) -> T:
+    return preset if given == default else given
+
+
+def _format_inputs(inputs: object) -> tuple[Tensor, ...]:
+    samples = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not all(isinstance(x, Tensor) for x in samples):
+        raise TypeError(
+            "`inputs` must be a tensor or a tuple of tensors, got "
+            f"{[type(x).__name__ for x in samples]}."
+        )
+    check_sizes(samples)
+    return samples
+
+
+def _input_names(samples: tuple[Tensor, ...]) -> list[str]:
+    count = len(samples)
+    return ["input"] if count == 1 else [f"input{i}" for i in range(count)]
+
+
+def _dtype_for(x: Tensor) -> torch.dtype:
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+
+def _capped(estimator: PMIEstimator, samples: int) -> PMIEstimator:
+    """The estimator with no more neighbours than the batch has others."""
+    if isinstance(estimator, MixedKSG) and estimator.k > samples - 1:
+        return estimator.with_k(samples - 1)
+    return estimator
+
+
+def _only(graph: FlowGraph, end: str, node: int) -> FlowGraph:
+    """The graph with only what flows into one node of a layer."""
+    links = []
+    for link in graph.links:
+        if link.target == end:
+            weight = torch.zeros_like(link.weight)
+            weight[:, node] = link.weight[:, node]
+            link = type(link)(link.source, link.target, weight)
+        links.append(link)
+    return FlowGraph(graph.layers, links)
+
+
+class _ticks:  # noqa: N801 (a context manager, used like a function)
+    """A progress bar that is advanced by calling what it yields."""
+
+    def __init__(self, show: bool, total: int, desc: str) -> None:
+        self._bar = progress(desc=desc, total=total) if show else None
+
+    def __enter__(self) -> Callable[[], object]:
+        bar = self._bar
+        return (lambda: None) if bar is None else bar.update
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

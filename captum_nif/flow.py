@@ -1,0 +1,252 @@
+r"""From node values to flow: population graphs, instance graphs, attributions.
+
+A :class:`Flow` joins a population (what probabilities are estimated from) to a rule
+(how a link's weight is computed from the values of its two layers). The population
+graph carries mutual information, the instance graph of a sample its pointwise mutual
+information, and an attribution is the sum over paths of the products of their links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_nif.estimators import Prepared
+from captum_nif.features import FeatureGroups
+from captum_nif.graph import FlowGraph
+from captum_nif.layers import Link
+from captum_nif.links import LinkRule
+from captum_nif.paths import Normalization, backward_sums
+from captum_nif.tracing import Structure
+
+_BUDGET = 1 << 25
+"""Pointwise weights of links held at a time (256 MiB of float64)."""
+
+_UNFITTED_BUDGET = 1 << 28
+"""The same where the batch is its own population, and cannot be cut (2 GiB)."""
+
+Tick = Callable[[], object]
+
+
+class Ends(NamedTuple):
+    """The two layers of a link, by name."""
+
+    source: str
+    target: str
+
+
+WeightOf = Callable[[Ends], Tensor]
+
+
+class Flow:
+    """Links' weights from the node values of a population.
+
+    Args:
+        structure (Structure): layers and links.
+        values (Mapping): values of each layer's nodes, [N, size], by name.
+        rule (LinkRule): how a link's weight is computed.
+        groups (Mapping): feature groups by input, empty for single elements.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        values: Mapping[str, Tensor],
+        rule: LinkRule,
+        groups: Mapping[str, FeatureGroups] | None = None,
+    ) -> None:
+        self.groups = dict(groups or {})
+        self.rule = rule
+        self.layers = [
+            replace(layer, size=group.count, shape=(group.count,))
+            if (group := self.groups.get(layer.name))
+            else layer
+            for layer in structure.layers
+        ]
+        self.links = [Ends(*link) for link in structure.links]
+        self.values = self._grouped(values)
+        self._prepared: dict[str, Prepared] = {}
+        sizes = {layer.name: layer.size for layer in self.layers}
+        for link in self.links:
+            rule.check_size(link.source, sizes[link.source])
+        into: dict[str, int] = {}
+        for source, target in self.links:
+            into[target] = into.get(target, 0) + sizes[source] * sizes[target]
+        self._largest = max(into.values(), default=1)
+
+    @property
+    def samples(self) -> int:
+        """Size of the population."""
+        return len(next(iter(self.values.values())))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every layer reads one layer, and is read by one."""
+        sources = [link.source for link in self.links]
+        targets = [link.target for link in self.links]
+        return len(set(sources)) == len(sources) and len(set(targets)) == len(targets)
+
+    def prepare(self) -> None:
+        """Does once what all links share: ranking and sorting every layer's values."""
+        for name in dict.fromkeys(name for link in self.links for name in link):
+            self._ready(name)
+
+    def population_graph(self, tick: Tick = lambda: None) -> FlowGraph:
+        """The graph whose links carry mutual information, in nats."""
+        redundancy: dict[str, Tensor | float] = {}
+        links = []
+        for source, target in self.links:
+            if source not in redundancy:
+                redundancy[source] = self.rule.redundancy(self.values[source])
+            weight = self.rule.population(
+                self._ready(source), self._ready(target), redundancy[source]
+            )
+            links.append(Link(source, target, weight))
+            tick()
+        return FlowGraph(self.layers, links)
+
+    def instance_graphs(
+        self,
+        query: Mapping[str, Tensor] | None,
+        end: str,
+        nodes: Tensor | None,
+        tick: Tick = lambda: None,
+    ) -> list[FlowGraph]:
+        """One graph per sample, whose links carry its pointwise mutual information.
+
+        Args:
+            query (Mapping or None): node values of the samples explained, [S, size] by
+                layer; None explains the population's samples against each other.
+            end (str): the layer whose nodes are explained.
+            nodes (Tensor or None): keep only what flows into these nodes of ``end``,
+                [S]; None keeps all.
+            tick (Callable): called once per link and block of samples.
+        """
+        graphs = []
+        for part, weight_of in self._blocks(query):
+            links: list[list[Link]] = []
+            for link in self.links:
+                weight = weight_of(link)
+                if nodes is not None and link.target == end:
+                    kept = torch.zeros_like(weight)
+                    index = nodes[part].to(weight.device).view(-1, 1, 1)
+                    index = index.expand(-1, weight.shape[1], 1)
+                    weight = kept.scatter(2, index, weight.gather(2, index))
+                links.append([Link(*link, single) for single in weight.unbind()])
+                tick()
+            graphs += [FlowGraph(self.layers, own) for own in zip(*links, strict=True)]
+        return graphs
+
+    def attributions(
+        self,
+        query: Mapping[str, Tensor] | None,
+        end: str,
+        nodes: Tensor,
+        normalize: Normalization | None,
+        tick: Tick = lambda: None,
+    ) -> dict[str, Tensor]:
+        """Path sums (Eq. 4) of each sample's graph from each input to its node.
+
+        Args:
+            query (Mapping or None): as in :meth:`instance_graphs`.
+            end (str): the layer where paths end.
+            nodes (Tensor): the node of ``end`` that each sample explains, [S].
+            normalize (str or None): as in :func:`captum_nif.paths.backward_sums`.
+            tick (Callable): called once per link and block of samples.
+
+        Returns:
+            dict of str to Tensor: float64, [S, elements of the input], by input.
+        """
+        size = next(layer.size for layer in self.layers if layer.name == end)
+        inputs = [layer.name for layer in self.layers if layer.kind == "input"]
+        sums: dict[str, list[Tensor]] = {name: [] for name in inputs}
+        device = next(iter(self.values.values())).device
+        for part, weight_of in self._blocks(query):
+            seed = torch.zeros(
+                len(nodes[part]), size, dtype=torch.float64, device=device
+            )
+            seed.scatter_(1, nodes[part].to(device).unsqueeze(1), 1.0)
+
+            def ticking(link: Ends, of: WeightOf = weight_of) -> Tensor:
+                tick()
+                return of(link)
+
+            found = backward_sums(
+                self.layers, self.links, end, seed, ticking, normalize
+            )
+            for name in inputs:
+                sums[name].append(found[name])
+        return {
+            name: self._spread(name, torch.cat(parts)) for name, parts in sums.items()
+        }
+
+    def blocks(self, samples: int | None) -> int:
+        """In how many blocks that many queries are computed (None: no queries)."""
+        return 1 if samples is None else -(-samples // self._step)
+
+    @property
+    def _step(self) -> int:
+        return max(1, _BUDGET // self._largest)
+
+    def _blocks(
+        self, query: Mapping[str, Tensor] | None
+    ) -> Iterator[tuple[slice, WeightOf]]:
+        """Blocks of samples, each with the function that gives its links' weights."""
+        if query is None:
+            if self.samples * self._largest > _UNFITTED_BUDGET:
+                raise ValueError(
+                    f"Explaining {self.samples} samples against each other would hold "
+                    f"{self.samples * self._largest:,} link weights at a time: call "
+                    "`fit(background)` first, so that samples are explained one by "
+                    "one, or group features with `feature_mask`."
+                )
+            yield slice(None), self._weights(None)
+            return
+        query = self._grouped(query)
+        samples = len(next(iter(query.values())))
+        for start in range(0, samples, self._step):
+            part = slice(start, min(start + self._step, samples))
+            yield part, self._weights({name: x[part] for name, x in query.items()})
+
+    def _weights(self, query: Mapping[str, Tensor] | None) -> WeightOf:
+        redundancy: dict[str, Tensor | float] = {}
+
+        def weight_of(link: Ends) -> Tensor:
+            source, target = link
+            if source not in redundancy:
+                redundancy[source] = self.rule.redundancy(
+                    self.values[source],
+                    None if query is None else query[source],
+                    pointwise=True,
+                )
+            return self.rule.instances(
+                self._ready(source),
+                self._ready(target),
+                None if query is None else (query[source], query[target]),
+                redundancy[source],
+            )
+
+        return weight_of
+
+    def _ready(self, name: str) -> Prepared:
+        if name not in self._prepared:
+            self._prepared[name] = self.rule.estimator.prepare(self.values[name])
+        return self._prepared[name]
+
+    def _grouped(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # an input that no layer reads as numbers (token ids) is no variable
+        used = {name for link in self.links for name in link}
+        found = {}
+        for name, x in values.items():
+            if name not in used:
+                continue
+            x = self.groups[name].means(x.float()) if name in self.groups else x
+            found[name] = x if x.is_floating_point() else x.double()
+        return found
+
+    def _spread(self, name: str, sums: Tensor) -> Tensor:
+        return self.groups[name].spread(sums) if name in self.groups else sums
