@@ -1,0 +1,1 @@
+"""Data, networks and experiments that measure :mod:`captum_nif`; run with -m."""
