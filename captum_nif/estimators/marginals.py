@@ -41,8 +41,8 @@ storing each value, the rest for the arithmetic that made it (a division by 255,
 and for the standard deviation.
 """
 
-_HALF_WORD = 31
-"""Bits of a fraction in each of two integers, whose sums then fit into int64."""
+_HALF_WORD = 1 << 31
+"""Steps in a fraction, and again in a step: sums of either fit into int64."""
 
 _FAR = torch.iinfo(torch.int32).max
 
@@ -153,7 +153,7 @@ def doubled_ranks(ordered: Tensor) -> Tensor:
     samples = ordered.shape[-1]
     rank = torch.arange(1, samples + 1, device=ordered.device).expand(ordered.shape)
     rises = ordered[..., 1:] != ordered[..., :-1]
-    edge = torch.ones_like(rises[..., :1])
+    edge = torch.ones_like(rank[..., :1], dtype=torch.bool)
     first = torch.where(torch.cat([edge, rises], -1), rank, 0)
     last = torch.where(torch.cat([rises, edge], -1), rank, samples)
     return first.cummax(-1).values + last.flip(-1).cummin(-1).values.flip(-1)
@@ -184,18 +184,13 @@ class RankedVariables(Variables):
             self.ordered[columns] = ordered
             self.ranks[:, columns] = ranks.t().to(rank_dtype)
 
-    @cached_property
-    def scores(self) -> Tensor:
-        """Normal scores of the samples among themselves, [N, size], int32."""
-        return normal_scores(self.samples).to(self.device)[self.ranks.int()]
-
     def leave_one_out(self) -> Centres:
         """Each sample, ranked among all N, as a point among the other N - 1."""
-        return _RankedSamples(self)
+        return RankedSamples(self)
 
     def around(self, query: Tensor) -> Centres:
         """Each query, ranked as sample N + 1, as a point among the N samples."""
-        return _RankedQueries(self, query)
+        return RankedQueries(self, query)
 
     def ranks_of(self, query: Tensor) -> Tensor:
         """Twice the mean rank that each query takes as sample N + 1, [S, size], int32.
@@ -209,7 +204,7 @@ class RankedVariables(Variables):
         return (below + upto + 2).t()
 
 
-class _RankedSamples(Centres):
+class RankedSamples(Centres):
     """Samples among the others, on the scale of normal scores."""
 
     roundoff = 0.0
@@ -217,18 +212,24 @@ class _RankedSamples(Centres):
     def __init__(self, variables: RankedVariables) -> None:
         self.count, self.size = variables.samples, variables.size
         self.others, self.device = variables.samples - 1, variables.device
-        self._scores = variables.scores
+        self.ranks = variables.ranks
+
+    @cached_property
+    def _scores(self) -> Tensor:
+        return normal_scores(self.count).to(self.device)[self.ranks.int()]
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
+        """Distances between samples, by their scores among all N, int32."""
         scores = self._scores[:, columns].t()
         distances = (scores - self._scores[rows, columns][:, :, None]).abs_()
         return _out_of_own_reach(distances, rows)
 
     def magnitudes(self, rows: slice, columns: slice) -> Tensor:
+        """Absolute scores, int32."""
         return self._scores[rows, columns].abs()
 
 
-class _RankedQueries(Centres):
+class RankedQueries(Centres):
     """Queries among the samples, on the scale of normal scores of N + 1."""
 
     roundoff = 0.0
@@ -236,20 +237,25 @@ class _RankedQueries(Centres):
     def __init__(self, variables: RankedVariables, query: Tensor) -> None:
         self.count, self.size = query.shape
         self.others, self.device = variables.samples, variables.device
-        self._table = normal_scores(variables.samples + 1).to(variables.device)
-        self._ranks = variables.ranks
-        self._query_ranks = variables.ranks_of(query)
+        self.ranks = variables.ranks
+        self.query_ranks = variables.ranks_of(query)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return normal_scores(self.others + 1).to(self.device)
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
-        query = self._query_ranks[rows, columns][:, :, None]
-        ranks = self._ranks[:, columns].t().int()
+        """Distances from queries, by scores among N + 1, int32."""
+        query = self.query_ranks[rows, columns][:, :, None]
+        ranks = self.ranks[:, columns].t().int()
         # The query pushes samples above it up by one rank and those equal to it, whose
         # doubled mean rank was one less than its own, by half a rank.
         ranks = ranks + 2 * (ranks >= query) + (ranks == query - 1).int()
         return (self._table[ranks] - self._table[query]).abs_()
 
     def magnitudes(self, rows: slice, columns: slice) -> Tensor:
-        return self._table[self._query_ranks[rows, columns]].abs()
+        """Absolute scores, int32."""
+        return self._table[self.query_ranks[rows, columns]].abs()
 
 
 # ------------------------------------------------------------- standard and raw values
@@ -274,11 +280,11 @@ def _mean_in_any_order(fractions: Tensor) -> Tensor:
 
     Sums of integers, unlike those of floats, do not depend on their order.
     """
-    scaled = fractions * 2**_HALF_WORD
+    scaled = fractions * _HALF_WORD
     high = scaled.floor()
-    low = ((scaled - high) * 2**_HALF_WORD).long().sum(-1).double()
-    total = high.long().sum(-1).double() + low / 2**_HALF_WORD
-    return total / (fractions.shape[-1] * 2**_HALF_WORD)
+    low = ((scaled - high) * _HALF_WORD).long().sum(-1).double()
+    total = high.long().sum(-1).double() + low / _HALF_WORD
+    return total / (fractions.shape[-1] * _HALF_WORD)
 
 
 class ScaledVariables(Variables):

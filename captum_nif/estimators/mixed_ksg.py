@@ -9,7 +9,7 @@ put right.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.engine import FIXED_POINT, Terms, Whole, pmi_blocks
+from captum_nif.estimators import fast, plain
 from captum_nif.estimators.marginals import (
     Centres,
     Marginals,
@@ -25,8 +25,10 @@ from captum_nif.estimators.marginals import (
     prepare_variables,
 )
 from captum_nif.estimators.protocol import Prepared
+from captum_nif.estimators.terms import Terms, fixed_point, to_nats
 
 Formula = Literal["corrected", "paper"]
+Progress = Callable[[int], object]
 
 _LARGEST = 1e300
 """Values whose differences, and ranges, are sure to stay finite in float64."""
@@ -59,8 +61,8 @@ class MixedKSG:
     rounded to one decimal. A constant variable has a PMI of exactly 0. Values are
     always finite, and may be negative.
 
-    ``formula="paper"`` is Eq. 6 of Davis et al. (*Network science for explaining neural
-    networks*, ICASSP 2020) as printed,
+    ``formula="paper"`` is Eq. 6 of Davis et al. (*On network science and mutual
+    information for explaining deep neural networks*, ICASSP 2020) as printed,
 
     .. math::
 
@@ -171,7 +173,13 @@ class MixedKSG:
         _check_values("x", x, self.scale)
         return prepare_variables(x.detach(), self.scale)
 
-    def mi(self, x: Tensor | Prepared, y: Tensor | Prepared) -> Tensor:
+    def mi(
+        self,
+        x: Tensor | Prepared,
+        y: Tensor | Prepared,
+        *,
+        progress: Progress | None = None,
+    ) -> Tensor:
         r"""
         Mutual information of every pair of variables, in nats.
 
@@ -183,6 +191,9 @@ class MixedKSG:
 
             x (Tensor or Variables): N samples of a variables, [N, a].
             y (Tensor or Variables): The same N samples of b variables, [N, b].
+            progress (callable, optional): Called after every block of work with the
+                number of single-sample values that it took; N a b in all. Fits
+                ``tqdm.update``. Default: None
 
         Returns:
 
@@ -197,19 +208,23 @@ class MixedKSG:
         """
         first, second = self._pair(x, y)
         self._check_neighbours(first.samples - 1)
-        total = torch.zeros(
-            first.size, second.size, dtype=torch.int64, device=first.device
-        )
         points = first.leave_one_out(), second.leave_one_out()
-        for _, columns, others, pmi in self._blocks(*points):
-            total[columns, others] += pmi.sum(0)
-        return _nats(total) / first.samples
+        total = _zeros(first.size, second.size, like=points[0])
+        engine = fast if fast.takes(*points, self.k) else plain
+        blocks = engine.sum_blocks(*points, self.k, self._terms(points[0]))
+        for columns, others, count, block in blocks:
+            total[columns, others] += block
+            if progress is not None:
+                progress(count * block.numel())
+        return to_nats(total) / first.samples
 
     def pmi(
         self,
         x: Tensor | Prepared,
         y: Tensor | Prepared,
         query: tuple[Tensor, Tensor] | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> Tensor:
         r"""
         Pointwise mutual information of every sample or query for every pair, in nats.
@@ -226,6 +241,7 @@ class MixedKSG:
             query (tuple of Tensor, optional): S queries, ([S, a], [S, b]). They are
                 converted to the dtype of the samples, so that equal values tie.
                 Default: None
+            progress (callable, optional): See :meth:`mi`. Default: None
 
         Returns:
 
@@ -238,13 +254,15 @@ class MixedKSG:
             ValueError: See :meth:`mi`; or if queries do not match the samples in shape
                 or device, hold NaN or infinity, or meet fewer than k samples.
         """
-        return self._pmi(*self._points(x, y, query))
+        return self._pmi(*self._points(x, y, query), progress)
 
     def joint(
         self,
         x: Tensor | Prepared,
         y: Tensor | Prepared,
         query: tuple[Tensor, Tensor] | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> Tensor:
         r"""
         PMI of the whole vector x with each variable of y, in nats.
@@ -257,6 +275,8 @@ class MixedKSG:
             y (Tensor or Variables): The same N samples of b variables, [N, b].
             query (tuple of Tensor, optional): S queries, ([S, a], [S, b]); see
                 :meth:`pmi`. Default: None
+            progress (callable, optional): See :meth:`mi`; the vector counts as one
+                variable. Default: None
 
         Returns:
 
@@ -270,21 +290,22 @@ class MixedKSG:
         vectors, points = self._points(x, y, query)
         if vectors.size == 0:
             raise ValueError("x has no variables; a vector needs at least one.")
-        return self._pmi(Whole(vectors), points)[:, 0]
+        return self._pmi(plain.Whole(vectors), points, progress)[:, 0]
 
     # ------------------------------------------------------------------------ inside
 
-    def _pmi(self, x: Centres, y: Centres) -> Tensor:
-        pmi = torch.empty(x.count, x.size, y.size, dtype=torch.int64, device=x.device)
-        for rows, columns, others, block in self._blocks(x, y):
+    def _pmi(self, x: Centres, y: Centres, progress: Progress | None) -> Tensor:
+        pmi = _zeros(x.count, x.size, y.size, like=x)
+        engine = fast if fast.takes(x, y, self.k) else plain
+        blocks = engine.pmi_blocks(x, y, self.k, self._terms(x))
+        for rows, columns, others, block in blocks:
             pmi[rows, columns, others] = block
-        return _nats(pmi)
+            if progress is not None:
+                progress(block.numel())
+        return to_nats(pmi)
 
-    def _blocks(
-        self, x: Centres, y: Centres
-    ) -> Iterator[tuple[slice, slice, slice, Tensor]]:
-        terms = _tabulated(self.formula, self.k, x.others).to(x.device)
-        return pmi_blocks(x, y, self.k, terms)
+    def _terms(self, points: Centres) -> Terms:
+        return _tabulated(self.formula, self.k, points.others).to(points.device)
 
     def _points(
         self,
@@ -373,16 +394,13 @@ def _tabulated(formula: Formula, k: int, others: int) -> Terms:
         constant = torch.log1p(counts[-1])
     # Each term is rounded by itself, so that equal terms cancel exactly.
     return Terms(
-        _fixed(torch.stack(joint)) + _fixed(constant), _fixed(torch.stack(margin))
+        fixed_point(torch.stack(joint)) + fixed_point(constant),
+        fixed_point(torch.stack(margin)),
     )
 
 
-def _fixed(nats: Tensor) -> Tensor:
-    return torch.round(nats * FIXED_POINT).long()
-
-
-def _nats(fixed: Tensor) -> Tensor:
-    return fixed.double() / FIXED_POINT
+def _zeros(*shape: int, like: Centres) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64, device=like.device)
 
 
 def _kind(value: object) -> str:

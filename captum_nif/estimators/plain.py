@@ -1,68 +1,36 @@
 r"""
-The plain engine: nearest-neighbour counts with torch operations, on any device.
+The plain engine: neighbours counted with torch operations, on any device and scale.
 
-For every point i and every pair of variables (x, y), with Chebyshev distance in the
-plane of the pair, and a point never its own neighbour:
-
-- rho is the distance to the k-th nearest sample;
-- ``c_joint``, ``c_x`` and ``c_y`` count the samples at most rho away, in the plane and
-  along each axis (closed balls);
-- an axis has an *edge* sample if one lies exactly rho away along it.
-
-The :class:`Terms` of a formula turn these counts into PMI.
+It holds all distances of a block of points in a block of planes at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_nif.estimators.blocks import blocks
 from captum_nif.estimators.marginals import Centres
-
-FIXED_POINT = 2**40
-"""One nat in the integer units of :class:`Terms`. Sums of integers are exact, so a mean
-does not depend on the order, the blocks or the threads in which it was added up."""
+from captum_nif.estimators.terms import Sums, Terms, Values
 
 _BUDGET = 1 << 22
 """Distances in the plane held at a time."""
 
-_PAIRS = 32
+_SIDE = 32
 """Variables of each set in a block, where the budget allows."""
 
 
-@dataclass(frozen=True)
-class Terms:
-    """A formula for PMI, tabulated: PMI = joint - margin of x - margin of y.
-
-    Attributes:
-        joint (Tensor): Indexed by [rho = 0, c_joint], int64 in units of 2^-40 nats.
-        margin (Tensor): Indexed by [edge, c_x] or [edge, c_y], likewise.
-    """
-
-    joint: Tensor
-    margin: Tensor
-
-    def to(self, device: torch.device) -> Terms:
-        """The same on another device."""
-        return Terms(self.joint.to(device), self.margin.to(device))
-
-
-def pmi_blocks(
-    x: Centres, y: Centres, k: int, terms: Terms
-) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+def pmi_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Values]:
     """PMI of all points for all pairs of variables, a block at a time.
 
     Yields:
 
-        Points, variables of x, variables of y, and their PMI: int64 in units of
-        2^-40 nats, of that shape.
+        Points, variables of x, variables of y, and their PMI in units of terms.
     """
-    width_y = max(1, min(y.size, _PAIRS, _BUDGET // x.others))
-    width_x = max(1, min(x.size, _PAIRS, _BUDGET // (x.others * width_y)))
+    width_y = max(1, min(y.size, _SIDE, _BUDGET // x.others))
+    width_x = max(1, min(x.size, _SIDE, _BUDGET // (x.others * width_y)))
     height = max(1, _BUDGET // (x.others * width_y * width_x))
     for rows in blocks(x.count, height):
         for columns in blocks(x.size, width_x):
@@ -70,6 +38,17 @@ def pmi_blocks(
             for others in blocks(y.size, width_y):
                 along_y = _Axis(y, rows, others)
                 yield rows, columns, others, _pmi(along_x, along_y, k, terms)
+
+
+def sum_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Sums]:
+    """PMI summed over points, a block at a time.
+
+    Yields:
+
+        Variables of x, variables of y, number of points, and the sum of their PMI.
+    """
+    for rows, columns, others, pmi in pmi_blocks(x, y, k, terms):
+        yield columns, others, rows.stop - rows.start, pmi.sum(0)
 
 
 class _Axis:
@@ -91,7 +70,7 @@ class _Axis:
 def _pmi(x: _Axis, y: _Axis, k: int, terms: Terms) -> Tensor:
     """PMI of a block of points for a block of pairs, [points, x, y]."""
     plane = torch.maximum(x.distances[:, :, None], y.distances[:, None])
-    rho = plane.kthvalue(k, dim=-1).values
+    rho = plane.topk(k, largest=False).values[..., -1]
     tolerance = _tolerance(x, y, rho)
     inside, reach = rho - tolerance, rho + tolerance
     coincide = rho <= tolerance

@@ -1,0 +1,1 @@
+"""Kernels of the fast engine, compiled by numba when first needed."""

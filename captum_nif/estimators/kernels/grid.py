@@ -1,0 +1,130 @@
+"""The score grid that all ranked variables share, with constant-time look-up.
+
+Scores are entries of one table (:func:`~..marginals.normal_scores`), so "how many
+samples of this variable have a score up to t" takes two steps: which entry of the grid
+t reaches, the same for all variables, and the variable's cumulative count there.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captum_nif.estimators.kernels.compile import Int, kernel
+from captum_nif.estimators.marginals import normal_scores
+
+IntArray = NDArray[np.int32]
+LongArray = NDArray[np.int64]
+Ranks = NDArray[np.int16] | NDArray[np.int32]
+"""Twice mean ranks, and counts of samples: narrow where N allows."""
+
+
+class Grid(NamedTuple):
+    """Scores of N samples, indexed by twice the mean rank, cut into equal buckets.
+
+    Buckets are no wider than the smallest step of the grid, so each holds at most one
+    entry: the one after ``before[bucket]``.
+    """
+
+    scores: IntArray
+    before: Ranks
+    origin: int
+    shift: int
+
+
+@lru_cache(maxsize=16)
+def grid_of(samples: int) -> Grid:
+    """The grid of N samples ranked together."""
+    scores = normal_scores(samples).numpy()[2:]
+    step = int(np.diff(scores).min()) if samples > 1 else 1
+    shift = step.bit_length() - 1
+    origin, last = int(scores[0]) - 1, int(scores[-1])
+    edges = np.arange(origin, last + 2, 1 << shift, dtype=np.int64)
+    before = np.searchsorted(scores, edges) + 1
+    narrow = 2 * samples + 4 <= np.iinfo(np.int16).max
+    # Entries 0 and 1 are below all scores, the one after the last above them.
+    padded = np.pad(scores, (2, 1), constant_values=(origin, last + 2))
+    return Grid(
+        padded.astype(np.int32),
+        before.astype(np.int16) if narrow else before.astype(np.int32),
+        origin,
+        shift,
+    )
+
+
+@kernel
+def cumulated(ranks: Ranks, grid: Grid) -> Ranks:
+    """Number of samples up to each doubled rank, for variables [variables, N]."""
+    size, samples = ranks.shape
+    cumulative = np.zeros((size, 2 * samples + 2), grid.before.dtype)
+    for v in range(size):
+        for i in range(samples):
+            cumulative[v, np.uintp(ranks[v, i])] += 1
+        total = 0
+        for h in range(2 * samples + 2):
+            total += cumulative[v, h]
+            cumulative[v, h] = total
+    return cumulative
+
+
+@kernel
+def entries_up_to(
+    scores: IntArray, before: Ranks, origin: Int, shift: Int, score: Int
+) -> tuple[Int, Int]:
+    """Largest entries of the grid whose scores are below, and at most, a score."""
+    # Unsigned indices: numba would check signed ones for counting from the end.
+    score = min(max(score, origin), np.int64(scores[len(scores) - 2]) + 1)
+    at = np.uintp(before[np.uintp((score - origin) >> shift)])
+    following = scores[at + np.uintp(1)]
+    return at + np.uintp(following < score), at + np.uintp(following <= score)
+
+
+@kernel
+def within(
+    scores: IntArray,
+    before: Ranks,
+    origin: Int,
+    shift: Int,
+    cumulative: Ranks,
+    centre: Int,
+    rho: Int,
+) -> tuple[Int, Int, Int]:
+    """Samples within rho of a centre along one axis.
+
+    Returns:
+
+        How many lie below the closed interval, up to its end, and strictly inside.
+    """
+    low, low_too = entries_up_to(scores, before, origin, shift, centre - rho)
+    high, high_too = entries_up_to(scores, before, origin, shift, centre + rho)
+    inside = cumulative[high] - cumulative[low_too]
+    return cumulative[low], cumulative[high_too], inside
+
+
+@kernel
+def entries_around_query(
+    scores: IntArray, before: Ranks, origin: Int, shift: Int, rank: Int, rho: Int
+) -> tuple[Int, Int, Int, Int]:
+    """Where a query's neighbours begin and end in a variable's cumulative counts.
+
+    The grid is that of N + 1 samples; cumulative counts are those of the N samples by
+    themselves. Their doubled ranks among themselves are the same as on the grid below
+    the query, one less than its own where they equal it, and two less above it.
+
+    Returns:
+
+        Entries below and up to the end of the closed interval, and of the open one.
+    """
+    centre = np.int64(scores[rank])
+    low, low_too = entries_up_to(scores, before, origin, shift, centre - rho)
+    high, high_too = entries_up_to(scores, before, origin, shift, centre + rho)
+    below, equal, two = np.uintp(rank - 2), np.uintp(rank - 1), np.uintp(2)
+    return (
+        min(low, below),
+        max(high_too - two, equal),
+        min(low_too, below),
+        max(high - two, equal),
+    )

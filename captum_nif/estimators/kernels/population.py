@@ -1,0 +1,427 @@
+"""Population workload: all N samples of all pairs of ranked variables.
+
+For one pair, samples are put in the order of x, and within equal x of y. Sixteen
+consecutive ones at a time look for their k nearest neighbours by walking away from
+themselves in that order, both ways at once, one contiguous load per step, until no
+sample further on can be nearer than the k-th found. That takes some sqrt(k N) steps.
+
+- In a run of equal x the way on is sorted by y, so a walk can end inside the run if the
+  next x is too far away: half of all samples at 0, as after a ReLU, cost nothing extra.
+- Samples equal in x and y have equal PMI: one stands for all, and no more copies than
+  can be someone's k nearest neighbours take part.
+- The few lanes whose walk is long (outliers in y) finish alone, scanning the samples
+  within reach along the axis where they are fewer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from captum_nif.estimators.kernels import lanes
+from captum_nif.estimators.kernels.compile import Int, kernel
+from captum_nif.estimators.kernels.grid import (
+    Grid,
+    IntArray,
+    LongArray,
+    Ranks,
+    cumulated,
+    within,
+)
+from captum_nif.estimators.kernels.scan import (
+    NOWHERE,
+    count_within,
+    first,
+    nearest_within,
+)
+
+FAR = np.int32(3 << 29)
+"""A score further from every score than these are from each other."""
+
+UNCOUNTED = -1
+"""Number of neighbours within rho where it may be more than k."""
+
+STEPS = 4
+"""Steps of a walk between two looks at whether it may end."""
+
+LONGEST = 256
+"""Steps after which a walk is left to the scan."""
+
+FEW = 1
+"""Lanes that are not worth a walk of all sixteen."""
+
+PADDING = LONGEST + STEPS + lanes.WIDTH
+
+
+class Axis(NamedTuple):
+    """Some ranked variables, row by row, ready for the kernels.
+
+    Attributes:
+        ranks: Twice the mean rank of every sample.
+        scores: Its score.
+        order: Samples in ascending order.
+        ordered: Their scores.
+        cumulative: Number of samples up to each doubled rank.
+        distinct: Number of distinct values, one number per variable.
+    """
+
+    ranks: Ranks
+    scores: IntArray
+    order: Ranks
+    ordered: IntArray
+    cumulative: Ranks
+    distinct: IntArray
+
+
+@kernel
+def axis_of(ranks: Ranks, grid: Grid) -> Axis:
+    """Order variables by counting their ranks [variables, N]."""
+    size, samples = ranks.shape
+    table = grid.scores
+    scores = np.empty((size, samples), np.int32)
+    order = np.empty((size, samples), ranks.dtype)
+    # Room to load sixteen lanes at the last sample.
+    ordered = np.full((size, samples + lanes.WIDTH), FAR, np.int32)
+    distinct = np.zeros(size, np.int32)
+    cumulative = cumulated(ranks, grid)
+    place = np.empty(2 * samples + 2, np.int32)
+    for v in range(size):
+        for h in range(2, 2 * samples + 2):
+            place[h] = cumulative[v, h - 1]
+            distinct[v] += cumulative[v, h] > place[h]
+        for i in range(samples):
+            rank = np.uintp(ranks[v, i])
+            at = np.uintp(place[rank])
+            place[rank] += 1
+            scores[v, i] = ordered[v, at] = table[rank]
+            order[v, at] = i
+    return Axis(ranks, scores, order, ordered, cumulative, distinct)
+
+
+class Scratch(NamedTuple):
+    """Working memory for one pair of variables with N samples.
+
+    ``walk_x`` and ``walk_y`` have room for a walk before the first and after the last
+    sample, all others for sixteen lanes after the last.
+    """
+
+    walk_x: IntArray
+    walk_y: IntArray
+    up: IntArray
+    down: IntArray
+    copies: IntArray
+    sample: IntArray
+    leader: IntArray
+    place: IntArray
+    rho: IntArray
+    counts: IntArray
+    beyond: IntArray
+    late: IntArray
+    y_along_x: IntArray
+    x_along_y: IntArray
+    found: IntArray
+    pmi: LongArray
+
+
+@kernel
+def scratch_for(samples: Int) -> Scratch:
+    """Allocate working memory."""
+    room = samples + lanes.WIDTH
+    walk_x = np.full(samples + 2 * PADDING, FAR, np.int32)
+    walk_x[:PADDING] = -FAR
+    return Scratch(
+        walk_x,
+        np.zeros(samples + 2 * PADDING, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(2 * samples + 2, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int64),
+    )
+
+
+@kernel
+def lay_out(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
+    """Put the samples of a pair in order of x, then of y; thin out coinciding ones.
+
+    Returns:
+
+        Number of points in ``walk_x`` and ``walk_y`` from ``PADDING`` on. ``copies``
+        says how many samples a point stands for, ``leader`` which point stands for the
+        sample ``sample`` at a place in order.
+    """
+    samples = x.ranks.shape[1]
+    untied = x.distinct[i] == samples
+    for p in range(samples):
+        s.y_along_x[p] = y.scores[j, np.uintp(x.order[i, p])]
+        s.x_along_y[p] = x.scores[i, np.uintp(y.order[j, p])]
+    if untied:
+        for p in range(samples):
+            s.walk_x[PADDING + p] = x.ordered[i, p]
+            s.walk_y[PADDING + p] = s.y_along_x[p]
+            s.sample[p] = x.order[i, p]
+            s.leader[p] = p
+            s.copies[p] = 1
+            s.up[p] = 0
+            s.down[p] = 0
+        n = samples
+    else:
+        n = _lay_out_tied(x, i, y, j, k, s)
+    for p in range(PADDING + n, PADDING + samples):
+        s.walk_x[p] = FAR
+    return n
+
+
+@kernel
+def _lay_out_tied(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
+    samples = x.ranks.shape[1]
+    ranks, cumulative, ordered = x.ranks[i], x.cumulative[i], x.ordered[i]
+    order_y, scores_y, y_along_x = y.order[j], y.scores[j], s.y_along_x
+    place, sample_at, leader, copies = s.place, s.sample, s.leader, s.copies
+    walk_x, walk_y, up, down = s.walk_x, s.walk_y, s.up, s.down
+    place[1:] = cumulative[:-1]
+    for q in range(samples):
+        sample = np.uintp(order_y[q])
+        h = np.uintp(ranks[sample])
+        at = np.uintp(place[h])
+        place[h] += 1
+        sample_at[at] = sample
+        y_along_x[at] = scores_y[sample]
+    n = 0
+    p = 0
+    lower = np.int32(-FAR)  # the x before the run of equal x
+    while p < samples:
+        h = np.uintp(ranks[np.uintp(sample_at[p])])
+        end = cumulative[h]
+        value = ordered[p]
+        higher = ordered[end]
+        while p < end:
+            other = y_along_x[p]
+            start = p
+            while p < end and y_along_x[p] == other:
+                leader[p] = n
+                p += 1
+            for copy in range(min(p - start, k + 2)):
+                walk_x[PADDING + n] = value
+                walk_y[PADDING + n] = other
+                up[n] = higher - value
+                down[n] = value - lower
+                copies[n] = p - start if copy == 0 else 0
+                n += 1
+        lower = value
+    return n
+
+
+@kernel
+def walk(n: Int, k: Int, capacity: tuple[int, ...], s: Scratch) -> Int:
+    """Find rho of all points, sixteen at a time.
+
+    Sets ``rho``, and ``counts`` where just k samples are within it. Lists in ``late``
+    the points for which rho is only an upper bound, and returns how many.
+    """
+    walk_x, walk_y, all_up, all_down = s.walk_x, s.walk_y, s.up, s.down
+    rho, beyond, counts, late_points = s.rho, s.beyond, s.counts, s.late
+    nowhere = lanes.smallest(capacity, len(capacity) - k - 1, NOWHERE)
+    late = 0
+    for p in range(0, n, lanes.WIDTH):
+        here = PADDING + p
+        x, y = lanes.load(walk_x, here), lanes.load(walk_y, here)
+        up, down = lanes.load(all_up, p), lanes.load(all_down, p)
+        nearest = nowhere
+        valid = first(n - p)
+        walking = valid
+        step = 1
+        while step <= LONGEST:
+            x_up, x_down, y_up, y_down = x, x, y, y
+            for _ in range(STEPS):
+                x_up = lanes.subtract(lanes.load(walk_x, here + step), x)
+                y_up = lanes.distance(lanes.load(walk_y, here + step), y)
+                nearest = lanes.insert(nearest, lanes.maximum(x_up, y_up))
+                x_down = lanes.subtract(x, lanes.load(walk_x, here - step))
+                y_down = lanes.distance(lanes.load(walk_y, here - step), y)
+                nearest = lanes.insert(nearest, lanes.maximum(x_down, y_down))
+                step += 1
+            # What lies further on is at least this far: along x if x differs already,
+            # else along y within the run, or at the next x.
+            ahead = lanes.maximum(x_up, lanes.minimum(y_up, up))
+            behind = lanes.maximum(x_down, lanes.minimum(y_down, down))
+            further = lanes.minimum(ahead, behind)
+            walking = lanes.mask_at_most(further, nearest[-2]) & valid
+            if lanes.count_bits(walking) <= FEW:
+                break
+        lanes.store(rho, p, nearest[-2])
+        lanes.store(beyond, p, nearest[-1])
+        for q in range(p, p + lanes.WIDTH):
+            counts[q] = k if beyond[q] > rho[q] else UNCOUNTED
+        while walking != 0:
+            late_points[late] = p + lanes.first_bit(walking)
+            late += 1
+            walking &= walking - np.int32(1)
+    return late
+
+
+@kernel
+def finish(
+    late: Int, x: Axis, i: Int, y: Axis, j: Int, k: Int, grid: Grid, s: Scratch
+) -> None:
+    """Find rho of the points listed in ``late`` by scanning what is within reach."""
+    walk_x, walk_y, rho, counts = s.walk_x, s.walk_y, s.rho, s.counts
+    cum_x, ordered_x, y_along_x = x.cumulative[i], x.ordered[i], s.y_along_x
+    cum_y, ordered_y, x_along_y = y.cumulative[j], y.ordered[j], s.x_along_y
+    scores, before, origin, shift = grid.scores, grid.before, grid.origin, grid.shift
+    found = s.found
+    for at in range(late):
+        p = s.late[at]
+        a, b = walk_x[PADDING + p], walk_y[PADDING + p]
+        bound = rho[p]
+        low_x, high_x, _ = within(scores, before, origin, shift, cum_x, a, bound)
+        low_y, high_y, _ = within(scores, before, origin, shift, cum_y, b, bound)
+        # The point itself, at distance 0, comes first.
+        if high_x - low_x <= high_y - low_y:
+            rho[p], count = nearest_within(
+                ordered_x, y_along_x, low_x, high_x, a, b, k + 1, bound, found
+            )
+        else:
+            rho[p], count = nearest_within(
+                ordered_y, x_along_y, low_y, high_y, b, a, k + 1, bound, found
+            )
+        counts[p] = count - 1
+
+
+@kernel
+def evaluate(
+    n: Int,
+    x: Axis,
+    i: Int,
+    y: Axis,
+    j: Int,
+    grid: Grid,
+    joint: LongArray,
+    margin: LongArray,
+    s: Scratch,
+) -> None:
+    """Turn rho of all points into ``pmi``."""
+    walk_x, walk_y, rhos, counts, pmi = s.walk_x, s.walk_y, s.rho, s.counts, s.pmi
+    cum_x, ordered_x, y_along_x = x.cumulative[i], x.ordered[i], s.y_along_x
+    cum_y, ordered_y, x_along_y = y.cumulative[j], y.ordered[j], s.x_along_y
+    scores, before, origin, shift = grid.scores, grid.before, grid.origin, grid.shift
+    copies = s.copies
+    one = np.uintp(1)
+    for p in range(n):
+        if copies[p] == 0:
+            continue
+        a, b, rho = walk_x[PADDING + p], walk_y[PADDING + p], rhos[p]
+        low_x, high_x, inside_x = within(scores, before, origin, shift, cum_x, a, rho)
+        low_y, high_y, inside_y = within(scores, before, origin, shift, cum_y, b, rho)
+        count_x, count_y = high_x - low_x, high_y - low_y
+        count = counts[p]
+        if count == UNCOUNTED:
+            if count_x <= count_y:
+                count = count_within(ordered_x, y_along_x, low_x, high_x, a, b, rho)
+            else:
+                count = count_within(ordered_y, x_along_y, low_y, high_y, b, a, rho)
+            count -= 1
+        edge_x = np.uintp((count_x > inside_x) & (rho > 0))
+        edge_y = np.uintp((count_y > inside_y) & (rho > 0))
+        pmi[p] = (
+            joint[np.uintp(rho == 0), np.uintp(count)]
+            - margin[edge_x, np.uintp(count_x) - one]
+            - margin[edge_y, np.uintp(count_y) - one]
+        )
+
+
+@kernel
+def solve(
+    x: Axis,
+    i: Int,
+    y: Axis,
+    j: Int,
+    k: Int,
+    capacity: tuple[int, ...],
+    grid: Grid,
+    joint: LongArray,
+    margin: LongArray,
+    s: Scratch,
+) -> Int:
+    """PMI of one pair: of every point in ``pmi``. Returns the number of points."""
+    n = lay_out(x, i, y, j, k, s)
+    late = walk(n, k, capacity, s)
+    finish(late, x, i, y, j, k, grid, s)
+    evaluate(n, x, i, y, j, grid, joint, margin, s)
+    return n
+
+
+@kernel
+def mutual_information(
+    ranks_x: Ranks,
+    ranks_y: Ranks,
+    k: Int,
+    capacity: tuple[int, ...],
+    grid: Grid,
+    joint: LongArray,
+    margin: LongArray,
+) -> LongArray:
+    """Sum of PMI over all samples, for all pairs of variables, [x, y].
+
+    Args:
+
+        ranks_x: Twice the mean rank of all samples, [x, N].
+        ranks_y: The same along y, [y, N].
+        k: Number of neighbours.
+        capacity: Any tuple longer than k.
+        grid: Of N.
+        joint: The terms of the formula for the plane,
+        margin: and those for an axis.
+    """
+    x, y = axis_of(ranks_x, grid), axis_of(ranks_y, grid)
+    s = scratch_for(ranks_x.shape[1])
+    total = np.zeros((len(ranks_x), len(ranks_y)), np.int64)
+    for i in range(len(ranks_x)):
+        for j in range(len(ranks_y)):
+            # Walk along the axis with more ties.
+            if x.distinct[i] <= y.distinct[j]:
+                n = solve(x, i, y, j, k, capacity, grid, joint, margin, s)
+            else:
+                n = solve(y, j, x, i, k, capacity, grid, joint, margin, s)
+            for p in range(n):
+                total[i, j] += s.copies[p] * s.pmi[p]
+    return total
+
+
+@kernel
+def pointwise(
+    ranks_x: Ranks,
+    ranks_y: Ranks,
+    k: Int,
+    capacity: tuple[int, ...],
+    grid: Grid,
+    joint: LongArray,
+    margin: LongArray,
+) -> LongArray:
+    """PMI of all samples for all pairs of variables, [x, y, N].
+
+    Arguments are those of :func:`mutual_information`.
+    """
+    x, y = axis_of(ranks_x, grid), axis_of(ranks_y, grid)
+    samples = ranks_x.shape[1]
+    s = scratch_for(samples)
+    pmi = np.empty((len(ranks_x), len(ranks_y), samples), np.int64)
+    for i in range(len(ranks_x)):
+        for j in range(len(ranks_y)):
+            if x.distinct[i] <= y.distinct[j]:
+                solve(x, i, y, j, k, capacity, grid, joint, margin, s)
+            else:
+                solve(y, j, x, i, k, capacity, grid, joint, margin, s)
+            for p in range(samples):
+                pmi[i, j, s.sample[p]] = s.pmi[s.leader[p]]
+    return pmi

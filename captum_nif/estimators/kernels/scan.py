@@ -1,0 +1,127 @@
+"""Neighbours of one point among consecutive samples of an axis, sixteen at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from captum_nif.estimators.kernels import lanes
+from captum_nif.estimators.kernels.compile import Int, kernel
+from captum_nif.estimators.kernels.grid import IntArray
+
+NOWHERE = np.int32(np.iinfo(np.int32).max)
+"""Larger than any distance."""
+
+
+@kernel
+def count_within(
+    ordered: IntArray, other: IntArray, low: Int, high: Int, a: Int, b: Int, rho: Int
+) -> Int:
+    """How many samples low, ..., high - 1 are at most rho from the point (a, b).
+
+    ``ordered`` and ``other`` are the samples' scores along both axes, and hold at least
+    fifteen more entries after the last sample.
+    """
+    centre_a, centre_b = lanes.splat(np.int32(a)), lanes.splat(np.int32(b))
+    reach = lanes.splat(np.int32(rho))
+    count = 0
+    for at in range(low, high, lanes.WIDTH):
+        d = lanes.maximum(
+            lanes.distance(lanes.load(ordered, at), centre_a),
+            lanes.distance(lanes.load(other, at), centre_b),
+        )
+        count += lanes.count_bits(lanes.mask_at_most(d, reach) & first(high - at))
+    return count
+
+
+@kernel
+def nearest_within(
+    ordered: IntArray,
+    other: IntArray,
+    low: Int,
+    high: Int,
+    a: Int,
+    b: Int,
+    rank: Int,
+    bound: Int,
+    found: IntArray,
+) -> tuple[Int, Int]:
+    """The distance, of given rank, from (a, b) to samples low, ..., high - 1.
+
+    Args:
+
+        ordered: Scores along the axis, see :func:`count_within`.
+        other: Scores along the other axis, in the same order.
+        low: First sample,
+        high: and the one after the last.
+        a: The point along the axis,
+        b: and along the other one.
+        rank: 1 for the smallest distance.
+        bound: At least the result.
+        found: Room for as many distances as there are samples, and sixteen more.
+
+    Returns:
+
+        The distance, and how many samples are no further.
+    """
+    centre_a, centre_b = lanes.splat(np.int32(a)), lanes.splat(np.int32(b))
+    reach = lanes.splat(np.int32(bound))
+    n = 0
+    for at in range(low, high, lanes.WIDTH):
+        d = lanes.maximum(
+            lanes.distance(lanes.load(ordered, at), centre_a),
+            lanes.distance(lanes.load(other, at), centre_b),
+        )
+        near = lanes.mask_at_most(d, reach) & first(high - at)
+        while near != 0:
+            i = at + lanes.first_bit(near)
+            found[n] = max(abs(ordered[i] - a), abs(other[i] - b))
+            n += 1
+            near &= near - np.int32(1)
+    for i in range(n, n + lanes.WIDTH):
+        found[i] = NOWHERE
+    if n <= lanes.WIDTH:
+        return _select_of_few(found, n, rank)
+    return _select(found, n, rank, bound)
+
+
+@kernel
+def _select_of_few(values: IntArray, n: Int, rank: Int) -> tuple[Int, Int]:
+    """The value of given rank among at most sixteen, and how many are up to it."""
+    everything = lanes.load(values, 0)
+    best, up_to_best = NOWHERE, n
+    for i in range(n):
+        count = lanes.count_bits(lanes.mask_at_most(everything, lanes.splat(values[i])))
+        better = count >= rank and values[i] < best
+        best = values[i] if better else best
+        up_to_best = count if better else up_to_best
+    return best, up_to_best
+
+
+@kernel
+def _select(values: IntArray, n: Int, rank: Int, bound: Int) -> tuple[Int, Int]:
+    """The same among any number of values, by halving the interval that holds it."""
+    low, high = -1, bound  # too few values up to low, enough up to high
+    up_to_high = n
+    while high - low > 1:
+        middle = (low + high) >> 1
+        count = 0
+        upto = lanes.splat(np.int32(middle))
+        for at in range(0, n, lanes.WIDTH):
+            count += lanes.count_bits(lanes.mask_at_most(lanes.load(values, at), upto))
+        if count < rank:
+            low = middle
+        else:
+            high, up_to_high = middle, count
+        if count == rank:
+            largest = -1
+            for i in range(n):
+                if values[i] <= middle:
+                    largest = max(largest, values[i])
+            return largest, rank
+    return high, up_to_high
+
+
+@kernel
+def first(count: Int) -> Int:
+    """Mask of the first ``count`` lanes, of all if there are more."""
+    return np.int32((1 << min(count, lanes.WIDTH)) - 1)

@@ -1,0 +1,57 @@
+r"""
+The seam between what is estimated and how neighbours are found and counted.
+
+For a point and a pair of variables (x, y), with Chebyshev distance in their plane, and
+a sample never its own neighbour, an engine finds
+
+- rho, the distance to the k-th nearest sample;
+- ``c_joint``, ``c_x`` and ``c_y``, the samples at most rho away, in the plane and along
+  each axis (closed balls);
+- whether there is an *edge* along an axis: a sample exactly rho away, where rho > 0.
+
+A formula is a table of terms in these; see :class:`Terms`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FIXED_POINT = 1 << 40
+"""One nat in the integer units of terms. Sums of integers are exact, so a mean does not
+depend on the order, the blocks or the threads in which it was added up."""
+
+Values = tuple[slice, slice, slice, Tensor]
+"""Points, variables of x, variables of y, and PMI of that shape in units of terms."""
+
+Sums = tuple[slice, slice, int, Tensor]
+"""Variables of x, variables of y, number of points, and the sum of their PMI."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A formula for PMI, tabulated: PMI = joint - margin of x - margin of y.
+
+    Attributes:
+        joint (Tensor): Indexed by [rho = 0, c_joint], int64 in units of 2^-40 nats.
+        margin (Tensor): Indexed by [edge, c_x] or [edge, c_y], likewise.
+    """
+
+    joint: Tensor
+    margin: Tensor
+
+    def to(self, device: torch.device) -> Terms:
+        """The same on another device."""
+        return Terms(self.joint.to(device), self.margin.to(device))
+
+
+def fixed_point(nats: Tensor) -> Tensor:
+    """Nats rounded to the units of terms."""
+    return torch.round(nats * FIXED_POINT).long()
+
+
+def to_nats(terms: Tensor) -> Tensor:
+    """Sums of terms in nats, float64."""
+    return terms.double() / FIXED_POINT
