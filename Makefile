@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: test lint demo clean
 
-test: lint
+test: $(INSTALLED) lint
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
