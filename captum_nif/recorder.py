@@ -1,20 +1,14 @@
-r"""Watch one forward pass: which tensors each layer made, read, and in between.
+r"""Watch one forward pass: which tensors each layer made and read, and all in between.
 
 Layer hooks see the layers, a ``TorchFunctionMode`` sees every torch function between
-them. Together they grow a graph of :class:`Node`, one for each version of each tensor
-that depends on the inputs (an in-place operation makes a new version, also of the views
-that share its memory). :mod:`captum_nif.tracing` reads layers, links and node values off
-this graph.
-
-Per-channel averages are taken the moment a tensor exists, so that later in-place
-operations cannot spoil them and no feature map outlives the model's own use of it.
+them. What they see goes into a :class:`~captum_nif.record.Record`, from which
+:mod:`captum_nif.dataflow` reads layers, links and node values.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,70 +17,22 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_nif.provenance import (
+from captum_nif.functions import (
     MIXING_FUNCTIONS,
-    Labels,
-    average,
-    carries_nothing,
+    Call,
     function_name,
-    layer_output,
-    propagate,
-    row_axes,
-    rows_of_batch,
+    tensors_in,
+    tensors_read,
 )
+from captum_nif.labels import Labels
+from captum_nif.modules import output_labels
+from captum_nif.provenance import propagate
+from captum_nif.record import CONSTANT, Node, Record, Source, among, distinct
 
-# Functions whose results may hold values of a traced tensor that left torch before.
-_ESCAPES = frozenset(["numpy", "tolist", "item", "array", "dlpack", "float", "int"])
-_RETURNS = frozenset(["from_numpy", "tensor", "as_tensor", "asarray", "from_dlpack"])
-
-
-@dataclass(eq=False)
-class Source:
-    """What values start from: a model input or one call of a layer.
-
-    Args:
-        name (str): the layer's name in the graph.
-        index (int): position in the order of execution.
-        size (int): number of channels.
-        module (Module or None): the layer's module, None for an input.
-        reads (list of Node): the tensors that the call took.
-        roots (list of Node): the tensors that it returned, the main one first.
-    """
-
-    name: str
-    index: int
-    size: int = 0
-    module: nn.Module | None = None
-    reads: list[Node] = field(default_factory=list)
-    roots: list[Node] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Node:
-    """One version of one tensor.
-
-    Args:
-        sources (frozenset of int): indices of the sources that it depends on.
-        parents (tuple of Node): the versions that it was computed from.
-        labels (Labels or None): sample and channel of its elements; None for constants.
-        value (Tensor or None): mean per sample and channel, [N, C], if it depends on one
-            source alone and still holds that source's channels.
-        moved (bool): whether it only rearranges its first parent.
-        weight (str): name of the parameter that it is computed from, if any.
-        refused (str): why nothing that reads this tensor can be traced.
-    """
-
-    sources: frozenset[int] = frozenset()
-    parents: tuple[Node, ...] = ()
-    labels: Labels | None = None
-    value: Tensor | None = None
-    weight: str = ""
-    refused: str = ""
-
-
-_CONSTANT = Node()
+# Functions through which values leave torch, and through which they may come back.
+_LEAVING = frozenset(["numpy", "tolist", "item", "array", "float", "int"])
+_ENTERING = frozenset(["from_numpy", "tensor", "as_tensor", "asarray", "from_dlpack"])
 
 
 class Recorder(TorchFunctionMode):
@@ -96,7 +42,7 @@ class Recorder(TorchFunctionMode):
         model (Module): the model to be run.
         layers (Mapping): the modules that are layers, with their names.
         inputs (tuple of Tensor): what the model will be called with; the same objects.
-        extra (tuple): its further arguments, treated as constants.
+        extra (tuple): its further arguments, treated as constants; the same objects.
         strict (bool): refuse parameters that mix features outside any layer.
     """
 
@@ -109,31 +55,18 @@ class Recorder(TorchFunctionMode):
         strict: bool,
     ) -> None:
         super().__init__()
-        self.sources: list[Source] = []
-        self.order: list[Node] = []
+        self.record = Record(model, inputs, _tensors_of(extra))
         self._layers = layers
         self._strict = strict
-        self._batch = inputs[0].shape[0]
-        self._nodes = WeakTensorKeyDictionary()
-        self._weights = {id(p): name for name, p in model.named_parameters()}
-        self._attributes = _tensor_attributes(model)
-        self._constants = {id(t) for t in tree_leaves(extra) if isinstance(t, Tensor)}
-        self._read_attributes: set[str] = set()
-        self._model = model
-        self._depth = 0
-        self._escaped = False
+        self._tokens = {i for i, x in enumerate(inputs) if not x.is_floating_point()}
+        self._left = False  # whether traced values have left torch
         self._calls: dict[str, int] = {}
-        self._stack: list[Source | None] = []
+        self._depth = 0
+        self._read: list[tuple[Tensor, Node, int]] = []  # by the layer that is running
+        self._mixed: list[str] = []  # mixing functions of the layer that is running
+        self._mixed_before: list[str] = []
         self._handles: list[RemovableHandle] = []
         self._thread = threading.get_ident()
-        self._versions: list[tuple[Tensor, int]] = []
-        for i, x in enumerate(inputs):
-            name = "input" if len(inputs) == 1 else f"input{i}"
-            source = Source(name, i, x[0].numel())
-            self.sources.append(source)
-            root = Node(frozenset([i]), labels=rows_of_batch(x))
-            self._add(x, root)
-            source.roots.append(root)
 
     def __enter__(self) -> Recorder:
         for module in self._layers:
@@ -141,279 +74,195 @@ class Recorder(TorchFunctionMode):
                 module.register_forward_pre_hook(self._before, with_kwargs=True),
                 module.register_forward_hook(self._after),
             ]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def node(self, x: Tensor) -> Node:
-        """The node of a tensor that a function or a layer reads."""
-        known = self._nodes.get(x)
-        if known is not None:
-            return known  # type: ignore[no-any-return]
-        if id(x) in self._weights:
-            return Node(weight=self._weights[id(x)])
-        if id(x) in self._attributes:
-            self._read_attributes.add(self._attributes[id(x)])
-            return _CONSTANT
-        if id(x) in self._constants or self._batch == 1:
-            return _CONSTANT
-        if x.dim() > 0 and x.shape[0] == self._batch:
-            return Node(refused=_unknown(x))
-        return _CONSTANT
+    # --- layers -----------------------------------------------------------------------
 
-    def check_state(self) -> None:
-        """Refuse models that hand values of one call on to the next."""
-        for tensor_id, name in _tensor_attributes(self._model).items():
-            if name in self._read_attributes:
-                for x, node in self._nodes.items():
-                    if id(x) == tensor_id and node.sources:
-                        raise NotImplementedError(
-                            f"{name!r} is read and then overwritten with values that "
-                            "depend on the inputs: the model keeps state between calls, "
-                            "so samples of one batch would explain another. Reset the "
-                            "state in `forward`, or wrap the stateful part in a module "
-                            "and name it in `layers=`."
-                        )
+    def _before(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        if threading.get_ident() == self._thread:
+            self._depth += 1
+            if self._depth == 1:
+                with torch._C.DisableTorchFunction():  # hooks run inside the mode
+                    self._enter_layer(args, kwargs)
 
-    # --- layers ------------------------------------------------------------------
+    def _after(self, module: nn.Module, args: object, output: object) -> object:
+        if threading.get_ident() == self._thread:
+            self._depth -= 1
+            if self._depth == 0:
+                with torch._C.DisableTorchFunction():
+                    return self._leave_layer(module, output)
+        return None
 
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() != self._thread:
-            return
-        self._depth += 1
-        if self._depth > 1:
-            return
-        path = self._layers[module]
-        leaves = tree_leaves((args, kwargs))
-        packed = any(isinstance(leaf, PackedSequence) for leaf in leaves)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        reads = [self.node(t) for t in tensors]
-        for t, node in zip(tensors, reads, strict=True):
-            if t.is_complex() or t.layout != torch.strided:
-                node.refused = f"it is a {t.layout} tensor of {t.dtype}"
-        if packed:
-            reads.append(Node(refused="it is a PackedSequence: pad the sequences"))
-        if not any(n.labels is not None or n.refused for n in reads):
-            self._stack.append(None)  # computed from constants alone: no node
-            return
-        count = self._calls.get(path, 0)
-        self._calls[path] = count + 1
-        source = Source(_call_name(path, count), len(self.sources), module=module)
-        lookup = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        # token numbers are categories, not values: an embedding starts anew
-        source.reads = [Node(labels=n.labels) if lookup else n for n in reads]
-        self.sources.append(source)
-        self._stack.append(source)
-        self._versions = [(t, _version(t)) for t in tensors]
+    def _enter_layer(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Note what a layer takes."""
+        tensors = _tensors_of((args, kwargs))
+        self._read = [(t, self.record.node(t), _version(t)) for t in tensors]
+        for t in tensors:
+            self.record.settle(t)
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, PackedSequence):
+                refused = Node(refused="it is a PackedSequence: pad the sequences")
+                self._read.insert(0, (argument.data, refused, 0))
+        self._mixed, self._mixed_before = [], self._mixed or self._mixed_before
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if threading.get_ident() != self._thread:
-            return None
-        self._depth -= 1
-        if self._depth > 0:
-            return None
-        source = self._stack.pop()
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if source is None:
+    def _leave_layer(self, module: nn.Module, output: object) -> object:
+        """Start a source from what a layer returns; gives it back, to be told apart."""
+        tensors = _tensors_of(output)
+        if all(node.is_constant for _, node, _ in self._read):
             for t in tensors:
-                self._nodes[t] = _CONSTANT
-            return None
-        if any(t is known for t in tensors for known, _ in self._versions):
-            if not isinstance(output, Tensor):
-                for t in tensors:
-                    self._add(t, Node(refused=f"{source.name!r} returns its argument"))
-                return None
-            # an identity: give its result an identity of its own
+                self.record.add(t, CONSTANT)
+            return output
+        source = self._source(module)
+        taken = [t for t, _, _ in self._read]
+        written = [t for t, _, version in self._read if _version(t) != version]
+        if (
+            isinstance(output, Tensor)
+            and among(output, taken)
+            and not among(output, written)
+        ):
+            # an identity: what it returns is to be told from what it took
             output = output.view_as(output)
             tensors = [output]
-        for t, version in self._versions:
-            if _version(t) != version:
+        for t in written:
+            if not among(t, tensors):
                 why = f"it was overwritten inside the layer {source.name!r}"
-                self._add(t, Node(refused=why))
-        self._start(source, module, tensors)
+                self.record.add(t, Node(refused=why))
+        known = [(t.dim(), node.labels) for t, node, _ in self._read]
+        functions = self._mixed or self._mixed_before
+        labels = output_labels(module, source.name, known, tensors, functions)
+        if labels and labels[0].channels is not None:
+            source.size = labels[0].channels.numel()
+        for t, found in zip(tensors, labels, strict=True):
+            refused = ""
+            if among(t, taken) and not among(t, written):
+                refused = f"the layer {source.name!r} returns its argument unchanged"
+            relatives = self.record.relatives(t) if among(t, written) else []
+            node = Node(frozenset([source.index]), labels=found, refused=refused)
+            source.roots.append(node)
+            self.record.add(t, node)
+            if len(tensors) > 1:  # the reader of a state may leave the sequence unread
+                self.record.settle(t)
+            for relative in relatives:
+                self.record.rewrite(relative, t)
         return output
 
-    def _start(self, source: Source, module: nn.Module, tensors: list[Tensor]) -> None:
-        known = [n.labels for n in source.reads if n.labels is not None]
-        who = f"the layer {source.name!r} ({type(module).__name__})"
-        for i, t in enumerate(tensors):
-            axis = _channel_axis(module, t)
-            if i == 0:
-                source.size = 1 if axis is None else t.shape[axis]
-            labels = layer_output(t, known, axis, who)
-            if i == 0 and labels.rows is not None:
-                why = _time_is_rows(module, known, who)
-                labels = Labels(t.shape, None, None, why) if why else labels
-            if i > 0:  # states and attention weights have no values of their own
-                rows = labels.rows
-                if isinstance(module, nn.RNNBase) and t.dim() == 3:
-                    rows = rows_of_batch(t[0]).rows  # [layers, N, H] whatever the input
-                labels = Labels(t.shape, rows, None, labels.lost)
-            node = Node(frozenset([source.index]), labels=labels)
-            self._add(t, node)
-            source.roots.append(node)
+    def _source(self, module: nn.Module) -> Source:
+        """A new source for the call of a layer that ends."""
+        path = self._layers[module]
+        count = self._calls[path] = self._calls.get(path, -1) + 1
+        reads = [node for _, node, _ in self._read]
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            # token numbers are categories, not values: an embedding starts anew
+            reads = [
+                Node(refused=node.refused) if node.sources <= self._tokens else node
+                for node in reads
+            ]
+        sources = self.record.sources
+        source = Source(_call_name(path, count), len(sources), module, reads=reads)
+        sources.append(source)
+        return source
 
-    # --- functions between layers ---------------------------------------------------
+    # --- functions between layers -----------------------------------------------------
 
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,
+        types: object,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    ) -> object:
         kwargs = kwargs or {}
-        if self._depth:
-            return func(*args, **kwargs)
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        before = [(t, _version(t)) for t in tensors]
-        result = func(*args, **kwargs)
-        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        written = [t for t, version in before if _version(t) != version]
-        # statistics that a norm updates on the side are no results
-        target = args[0] if args else None
-        written = [t for t in written if t is target or any(t is o for o in outputs)]
-        made = [
-            t
-            for t in outputs
-            if not any(t is arg for arg in tensors) or any(t is w for w in written)
-        ]
-        made += [t for t in written if not any(t is m for m in made)]
+        tensors = tensors_in((args, kwargs))
         name = function_name(func)
+        if name in MIXING_FUNCTIONS:
+            self._mixed.append(name)
+        if self._depth:
+            self._peek(tensors)
+            return func(*args, **kwargs)
+        self.record.settle_read(name, tensors)
+        versions = [_version(t) for t in tensors]
+        result = func(*args, **kwargs)
+        written = [
+            t for t, v in zip(tensors, versions, strict=True) if _version(t) != v
+        ]
+        if name == "data" and result is None:  # x.data = y
+            written = tensors[:1]
+        if name.endswith(("batch_norm", "instance_norm")):  # running statistics
+            written = [t for t in written if t is tensors[0]]
+        outputs = tensors_in(result)
+        made = [t for t in outputs if not among(t, tensors)] + distinct(written)
         if made:
-            self._record(func, name, args, kwargs, tensors, made, written)
-        elif name in _ESCAPES and any(self.node(t).sources for t in tensors):
-            self._escaped = True
+            self._record(
+                Call(func, args, kwargs, self._labels_of(tensors), made), written
+            )
+        elif name in _LEAVING and not all(
+            self.record.node(t).is_constant for t in tensors
+        ):
+            self._left = True
         return result
 
-    def _record(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        tensors: list[Tensor],
-        made: list[Tensor],
-        written: list[Tensor],
-    ) -> None:
-        parents = [] if carries_nothing(name) else [self.node(t) for t in tensors]
-        parents = [p for p in parents if p is not _CONSTANT]
-        refused = next((p.refused for p in parents if p.refused), "")
-        weight = next((p.weight for p in parents if p.weight), "")
-        sources = frozenset().union(*(p.sources for p in parents))
-        if not parents or (not sources and all(p.labels is None for p in parents)):
-            for t in made:
-                if self._escaped and name in _RETURNS:
-                    refused = refused or _unknown(t)
-                known = Node(weight=weight, refused=refused)
-                self._nodes[t] = known if weight or refused else _CONSTANT
-            return
-        if self._strict and weight and name in MIXING_FUNCTIONS:
-            refused = refused or (
-                f"it was made by `{name}` with the parameter {weight!r} outside any "
-                "layer; name the module that holds the parameter in `layers=`"
-            )
-        known = {id(t): self.node(t).labels for t in tensors}
-        labels = propagate(func, args, kwargs, lambda t: known.get(id(t)), made)
-        rewritten = [self._relatives(t) for t in written]
-        for t, t_labels in zip(made, labels, strict=True):
-            node = Node(sources, tuple(parents), t_labels, weight="", refused=refused)
-            self._add(t, node)
-        for t, relatives in zip(written, rewritten, strict=True):
-            for relative in relatives:
-                self._overwrite(relative, t)
+    def _peek(self, tensors: Sequence[Tensor]) -> None:
+        """Inside a layer: note what it takes other than by its arguments."""
+        for t in tensors:
+            node = self.record.known(t)
+            if node is None or node.is_constant:
+                continue
+            if not any(node is known for _, known, _ in self._read):
+                self.record.settle(t)
+                self._read.append((t, node, _version(t)))
 
-    def _add(self, x: Tensor, node: Node) -> None:
-        """Register a version of a tensor, averaged if it still holds its channels."""
-        if len(node.sources) == 1 and node.labels is not None and not node.refused:
-            source = self.sources[next(iter(node.sources))]
-            if source.module is not None and node.labels.channels is not None:
-                node.value = average(x, node.labels, self._batch, source.size)
-        self._nodes[x] = node
-        self.order.append(node)
+    def _labels_of(
+        self, tensors: Sequence[Tensor]
+    ) -> Callable[[Tensor], Labels | None]:
+        before = {id(t): self.record.node(t).labels for t in tensors}
+        return lambda t: before.get(id(t))
 
-    def _relatives(self, x: Tensor) -> list[Tensor]:
-        """Other traced tensors that share the memory of ``x``."""
-        memory = x.untyped_storage()._cdata
-        return [
-            t
-            for t in self._nodes.keys()  # noqa: SIM118 (a weak dictionary)
-            if t is not x and t.untyped_storage()._cdata == memory
+    def _record(self, call: Call, written: Sequence[Tensor]) -> None:
+        """Add the versions that a call made, and those of tensors it wrote through."""
+        read = [
+            self.record.node(t) for t in tensors_read(call.func, call.args, call.kwargs)
         ]
+        parents = tuple(node for node in read if not node.is_constant)
+        refused = next((node.refused for node in parents if node.refused), "")
+        weight = next((node.weight for node in read if node.weight), "")
+        sources = frozenset[int]().union(*(node.sources for node in parents))
+        if self._strict and weight and parents and call.name in MIXING_FUNCTIONS:
+            refused = refused or (
+                f"it was made by `{call.name}` with the parameter {weight!r} outside "
+                "any layer"
+            )
+        relatives = [(r, t) for t in written for r in self.record.relatives(t)]
+        if any(node.labels is not None for node in parents):
+            labels: list[Labels] = propagate(call)
+            for t, found in zip(call.outputs, labels, strict=True):
+                self.record.add(t, Node(sources, parents, found, refused=refused))
+        else:
+            if self._left and call.name in _ENTERING:
+                refused = refused or self.record.unknown(call.outputs[0])
+            constant = Node(weight=weight, refused=refused)
+            for t in call.outputs:
+                self.record.add(t, constant if weight or refused else CONSTANT)
+        for relative, t in relatives:
+            self.record.rewrite(relative, t)
 
-    def _overwrite(self, relative: Tensor, written: Tensor) -> None:
-        """A new version of a tensor whose memory was written through another one."""
-        old, new = self.node(relative), self.node(written)
-        whole = relative.numel() == written.numel()
-        parents = (new,) if whole else (old, new)
-        labels = old.labels
-        if labels is None and new.labels is not None:
-            lost = "values were written into a part of a constant tensor's view"
-            labels = Labels(relative.shape, None, None, lost)
-        sources = frozenset().union(*(p.sources for p in parents))
-        refused = next((p.refused for p in (old, new) if p.refused), "")
-        if labels is not None and (new.labels is None or new.labels.channels is None):
-            labels = Labels(labels.shape, labels.rows, None, labels.lost)
-        self._add(relative, Node(sources, parents, labels, refused=refused))
+
+def _tensors_of(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def _unknown(x: Tensor) -> str:
-    return (
-        f"its origin is unknown (a tensor of shape {tuple(x.shape)} that no traced torch "
-        "function made: a scripted function, a numpy round trip, vmap, or a value kept "
-        "from an earlier call)"
-    )
-
-
 def _call_name(path: str, count: int) -> str:
     reserved = path == "output" or path.rstrip("0123456789") == "input"
     return f"{path}:{count}" if count or reserved else path
-
-
-def _tensor_attributes(model: nn.Module) -> dict[int, str]:
-    """Names of the tensors that the model's modules hold besides parameters."""
-    found = {}
-    for prefix, module in model.named_modules():
-        for key, held in (*vars(module).items(), *module._buffers.items()):
-            if key in ("_parameters", "_modules") or key.endswith("_hooks"):
-                continue
-            for leaf in tree_leaves(held):
-                if isinstance(leaf, Tensor):
-                    found[id(leaf)] = f"{prefix}.{key}".lstrip(".")
-    return found
-
-
-def _channel_axis(module: nn.Module, out: Tensor) -> int | None:
-    """The axis of a layer's result that holds its channels; None: a scalar per sample."""
-    if out.dim() < 2:
-        return None
-    convolution = nn.modules.conv._ConvNd
-    plain = isinstance(module, convolution) or (
-        not isinstance(module, (nn.Linear, nn.RNNBase, nn.MultiheadAttention))
-        and any(isinstance(m, convolution) for m in module.modules())
-    )
-    return 1 if plain else out.dim() - 1
-
-
-def _time_is_rows(module: nn.Module, known: Sequence[Labels], who: str) -> str:
-    """Why a sequence layer mixes samples, if it takes the samples for time steps."""
-    if not isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return ""
-    rows = 0 if module.batch_first else 1
-    for labels in known:
-        if any(axis != rows for axis in row_axes(labels)):
-            return (
-                f"{who} has batch_first={module.batch_first} and got a tensor of shape "
-                f"{tuple(labels.shape)} with the samples along another axis: it mixes "
-                "samples"
-            )
-    return ""

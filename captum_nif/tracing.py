@@ -17,67 +17,22 @@ source: the model runs, and whatever Python did is what is traced.
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from captum_nif.layers import Layer
-from captum_nif.recorder import Node, Recorder, Source
+from captum_nif.dataflow import Dataflow, Structure, Trace
+from captum_nif.modules import LAYER_TYPES
+from captum_nif.recorder import Recorder
 
-LAYER_TYPES: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Bilinear,
-    nn.modules.conv._ConvNd,
-    nn.Embedding,
-    nn.EmbeddingBag,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-)
-"""Modules that mix features, and so are layers unless the user names others."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """Layers in topological order, and links as (source name, target name)."""
-
-    layers: tuple[Layer, ...]
-    links: tuple[tuple[str, str], ...]
-
-    def layer(self, name: str) -> Layer:
-        """The layer of that name.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        names = ", ".join(layer.name for layer in self.layers)
-        raise ValueError(f"There is no layer {name!r}; the layers are: {names}.")
-
-    @property
-    def output(self) -> Layer:
-        """The output layer."""
-        return self.layers[-1]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What one batch gave.
-
-    Args:
-        structure (Structure): layers and links.
-        values (dict of Tensor): the value of each layer's nodes, [N, size], by name.
-    """
-
-    structure: Structure
-    values: dict[str, Tensor]
+__all__ = ["LAYER_TYPES", "Structure", "Trace", "find_layers", "lock_of", "trace"]
 
 
 def find_layers(
@@ -94,50 +49,57 @@ def find_layers(
         dict of Module to str: in the order of ``model.named_modules()``.
 
     Raises:
-        TypeError: if ``model`` is no module, or an entry of ``layers`` is of another type.
-        ValueError: if an entry of ``layers`` is not in the model or lies in another one.
+        TypeError: if ``model`` is no module, or an entry of ``layers`` of another type.
+        ValueError: if an entry of ``layers`` is not in the model or lies in another.
         NotImplementedError: if the model cannot be hooked (scripted, compiled, ...).
     """
     _refuse_opaque(model)
     paths = {module: path or "model" for path, module in model.named_modules()}
     if layers is None:
-        found = {m: path for m, path in paths.items() if isinstance(m, LAYER_TYPES)}
-        inner = {m for attention in found for m in attention.modules()} - set(found)
-        return {m: path for m, path in found.items() if m not in inner}
+        found = {module for module in paths if isinstance(module, LAYER_TYPES)}
+        # what lies inside a layer, as an attention's projection, is part of it
+        found -= {m for outer in found for m in outer.modules() if m is not outer}
+        return {m: path for m, path in paths.items() if m in found}
     if isinstance(layers, (str, nn.Module)) or not isinstance(layers, Sequence):
         raise TypeError(
             f"`layers` must be a list of module names or modules, got {layers!r}."
         )
-    chosen = [_resolve(layer, paths) for layer in layers]
+    chosen = [_resolve(layer, model) for layer in layers]
     if not chosen:
         raise ValueError("`layers` is empty: name at least one layer, or pass None.")
     for outer in chosen:
-        for inner_module in outer.modules():
-            if inner_module is not outer and inner_module in chosen:
+        for inner in outer.modules():
+            if inner is not outer and inner in chosen:
                 raise ValueError(
-                    f"The layer {paths[inner_module]!r} lies inside the layer "
+                    f"The layer {paths[inner]!r} lies inside the layer "
                     f"{paths[outer]!r}: name one of them."
                 )
     return {m: path for m, path in paths.items() if m in chosen}
 
 
-def _resolve(layer: str | nn.Module, paths: Mapping[nn.Module, str]) -> nn.Module:
+def _resolve(layer: str | nn.Module, model: nn.Module) -> nn.Module:
+    # a module shared by two parents answers to both paths
+    paths: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if isinstance(layer, nn.Module):
-        if layer not in paths:
+        if not any(layer is module for module in paths.values()):
             raise ValueError(
-                f"The layer {type(layer).__name__} given in `layers` is not part of the "
-                "model."
+                f"The layer {type(layer).__name__} given in `layers` is not part of "
+                "the model."
             )
         return layer
     if not isinstance(layer, str):
         raise TypeError(
             f"A layer must be a module name or a module, got {type(layer).__name__}."
         )
-    for module, path in paths.items():
-        if path == layer:
-            return module
-    known = ", ".join(list(paths.values())[1:21]) + (", ..." if len(paths) > 21 else "")
-    raise ValueError(f"The model has no module {layer!r}; its modules are: {known}.")
+    if layer == "model" and layer not in paths:  # the name of the whole in the graph
+        return model
+    if not layer or layer not in paths:
+        names = [path for path in paths if path]
+        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise ValueError(
+            f"The model has no module {layer!r}; its modules are: {known or 'none'}."
+        )
+    return paths[layer]
 
 
 def _refuse_opaque(model: nn.Module) -> None:
@@ -166,14 +128,14 @@ def _refuse_opaque(model: nn.Module) -> None:
                 "wrapped module (`parallel.module`)."
             )
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and (
-            module.has_uninitialized_params()
+            module.has_uninitialized_params()  # type: ignore[misc]
         ):
             raise ValueError(
                 f"{name} has uninitialised parameters: run the model once on a batch."
             )
 
 
-# --- running ---------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = (
     weakref.WeakKeyDictionary()
@@ -189,21 +151,30 @@ def lock_of(model: nn.Module) -> threading.RLock:
 
 @contextlib.contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """No gradients, and the random state and the model's buffers put back after."""
+    """No gradients, and the random states and the model's buffers put back after."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    indices = [d.index for d in devices if d.index is not None]
-    stateful = any(module.training for module in model.modules())
-    buffers = [(b, b.clone()) for b in model.buffers()] if stateful else []
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    buffers = [
+        (module, key, buffer, buffer.clone())
+        for module in model.modules()
+        for key, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     with (
-        torch.random.fork_rng(devices=indices),
+        torch.random.fork_rng([d.index for d in devices if d.index is not None]),
         torch.inference_mode(False),
         torch.no_grad(),
     ):
         try:
             yield
         finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+            for module, key, buffer, before in buffers:
+                module._buffers[key] = buffer
+                # written only if it changed: another thread may be reading it
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 def trace(
@@ -244,161 +215,55 @@ def trace(
         (torch.Size([5, 3]), True)
     """
     modules = find_layers(model, layers)
+    _check_inputs(inputs)
     with lock_of(model), _left_as_it_was(model):
-        # clones: fresh tensors that in-place operations of the model may overwrite
+        # copies: fresh tensors that in-place operations of the model may overwrite
         copies = tuple(x.detach().clone() for x in inputs)
-        recorder = Recorder(model, modules, copies, extra, strict=layers is None)
-        raw = {f"input{i}" if len(inputs) > 1 else "input": x for i, x in enumerate(inputs)}
+        constants = tree_map(_copied, extra)
+        recorder = Recorder(model, modules, copies, constants, strict=layers is None)
         with recorder:
-            output = model(*copies, *extra)
+            output = model(*copies, *constants)
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"The model must return one tensor, got {type(output).__name__}: wrap it "
-                "in a Module that returns the tensor to be explained."
+                f"The model must return one tensor, got {type(output).__name__}: wrap "
+                "it in a Module that returns the tensor to be explained."
             )
-        recorder.check_state()
-        live = _Live(recorder, output)
+        recorder.record.check_state()
+        recorder.record.settle(output)
+        dataflow = Dataflow(recorder.record, output)
         if layers is not None:
-            _check_all_used(modules, live)
-        return live.trace(raw)
+            _check_all_used(modules, dataflow)
+        return dataflow.trace(inputs)
 
 
-def _check_all_used(modules: Mapping[nn.Module, str], live: _Live) -> None:
-    used = {s.module for s in live.sources}
+def _copied(leaf: object) -> object:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _check_inputs(inputs: tuple[Tensor, ...]) -> None:
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        kinds = ", ".join(type(x).__name__ for x in inputs)
+        raise TypeError(f"Inputs must be a tuple of tensors, got ({kinds}).")
+    shapes = [tuple(x.shape) for x in inputs]
+    if len({shape[:1] for shape in shapes}) > 1 or not all(map(all, shapes)):
+        raise ValueError(
+            "Inputs must be batches of as many samples, along axis 0, with at least "
+            f"one sample and one feature; got shapes {', '.join(map(str, shapes))}."
+        )
+    if () in shapes:
+        raise ValueError("An input must have samples along axis 0, got a scalar.")
+    for x in inputs:
+        if x.is_complex() or x.layout != torch.strided:
+            raise TypeError(
+                f"Inputs must be dense and real, got a {x.layout} tensor of {x.dtype}."
+            )
+
+
+def _check_all_used(modules: Mapping[nn.Module, str], dataflow: Dataflow) -> None:
+    used = {source.module for source in dataflow.sources}
     for module, path in modules.items():
         if module not in used:
             raise ValueError(
-                f"The layer {path!r} has no part in the model's output for these inputs: "
-                "it was not called, or its result was not used."
+                f"The layer {path!r} has no part in the model's output for these "
+                "inputs: it was not called, or its result was not used."
             )
-
-
-# --- reading the record ----------------------------------------------------------------
-
-
-class _Live:
-    """The part of a record that reaches the output."""
-
-    def __init__(self, recorder: Recorder, output: Tensor) -> None:
-        self.output = output
-        self.end = recorder.node(output)
-        if not self.end.labels:
-            raise _refusal("The output", self.end.refused or "it is a constant")
-        roots = {id(n): s for s in recorder.sources for n in s.roots}
-        found: set[int] = set()
-        self.readers: dict[int, list[Source]] = {}
-        live_sources: set[int] = set()
-        stack = [self.end]
-        while stack:
-            node = stack.pop()
-            if id(node) in found:
-                continue
-            found.add(id(node))
-            stack += node.parents
-            source = roots.get(id(node))
-            if source is not None and source.index not in live_sources:
-                live_sources.add(source.index)
-                for read in source.reads:
-                    self.readers.setdefault(id(read), []).append(source)
-                stack += source.reads
-        self.nodes = [n for n in recorder.order if id(n) in found]
-        self.sources = [s for s in recorder.sources if s.index in live_sources]
-        self.inputs = [s for s in recorder.sources if s.module is None]
-        self.children: dict[int, list[Node]] = {}
-        for node in self.nodes:
-            for parent in node.parents:
-                self.children.setdefault(id(parent), []).append(node)
-        self._refuse_unknown()
-
-    def _refuse_unknown(self) -> None:
-        for source in self.sources:
-            for read in source.reads:
-                if read.refused:
-                    raise _refusal(f"The layer {source.name!r}", read.refused)
-        if self.end.refused:
-            raise _refusal("The output", self.end.refused)
-        if self.end.labels is not None and self.end.labels.rows is None:
-            raise _refusal("The output", self.end.labels.lost)
-
-    def trace(self, raw: Mapping[str, Tensor]) -> Trace:
-        layers = [
-            Layer(s.name, s.size, "input", shape=tuple(raw[s.name].shape[1:]))
-            for s in self.inputs
-        ]
-        values = {name: x.detach().flatten(1) for name, x in raw.items()}
-        values = {k: v.reshape(v.shape[0], -1) for k, v in values.items()}
-        names = {s.index: s.name for s in self.inputs}
-        links: list[tuple[str, str]] = []
-        shape = tuple(self.output.shape[1:])
-        merged = False
-        for source in self.sources:
-            if source.module is None:
-                continue
-            node, value = self.value(source)
-            merged = node is self.end and self._is_output(source)
-            kind, name = "hidden", source.name
-            if merged:
-                kind, name = "output", name.replace("output:0", "output")
-                value = self.output.reshape(value.shape)
-            node_shape = shape if merged else (source.size,)
-            layers.append(Layer(name, source.size, kind, shape=node_shape))
-            names[source.index] = name
-            values[name] = value.detach()
-            reads = frozenset().union(*(n.sources for n in source.reads))
-            links += [(names[i], name) for i in sorted(reads)]
-        if not merged:
-            flat = self.output.detach().reshape(self.output.shape[0], -1)
-            layers.append(Layer("output", flat.shape[1], "output", shape=shape))
-            values["output"] = flat
-            links += [(names[i], "output") for i in sorted(self.end.sources)]
-        return Trace(Structure(tuple(layers), tuple(links)), values)
-
-    def value(self, source: Source) -> tuple[Node | None, Tensor]:
-        """The version whose averages are the values of a layer's nodes."""
-        region = [n for n in self.nodes if n.sources == {source.index}]
-        inside = {id(n) for n in region}
-        # nodes on every path from a node to the readers, for each node of the region
-        common: dict[int, set[int]] = {}
-        for node in reversed(region):
-            children = self.children.get(id(node), [])
-            leaves = (
-                node is self.end
-                or id(node) in self.readers
-                or any(id(c) not in inside for c in children)
-            )
-            common[id(node)] = {id(node)}
-            if not leaves:
-                common[id(node)] |= set.intersection(*(common[id(c)] for c in children))
-        starts = [common[id(root)] for root in source.roots if id(root) in inside]
-        shared = set.intersection(*starts)
-        for node in reversed(region):
-            if id(node) in shared and node.value is not None:
-                return node, node.value
-        first = source.roots[0]
-        if first.value is not None:
-            return None, first.value
-        lost = first.labels.lost if first.labels else ""
-        raise _refusal(
-            f"The layer {source.name!r}",
-            lost or "it gives values for only some of the samples",
-            subject="the result of",
-        )
-
-    def _is_output(self, source: Source) -> bool:
-        """Whether the output is the layer's value, one element a channel, in order."""
-        labels, n = self.end.labels, self.output.shape[0]
-        assert labels is not None
-        index = labels.pairs(source.size)
-        return index is not None and torch.equal(
-            index, torch.arange(n * source.size, device=index.device)
-        )
-
-
-def _refusal(reader: str, why: str, subject: str = "") -> NotImplementedError:
-    if subject:
-        text = f"{reader} cannot be a layer of the graph: {why}."
-    else:
-        text = f"{reader} reads a tensor that cannot be followed: {why}."
-    return NotImplementedError(
-        text + " Naming the module around it in `layers=` makes it one layer."
-    )
