@@ -8,8 +8,9 @@ which are nodes one by one), never a feature map.
 from __future__ import annotations
 
 import inspect
+import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from captum._utils.progress import progress
 from torch import Tensor, nn
 
 from captum_nif.checks import check_inputs, check_same, check_sizes
+from captum_nif.layers import Layer
 from captum_nif.tracing import Structure, Trace, trace
 
 BATCH_SIZE = 64
@@ -34,18 +36,21 @@ class Population:
         structure (Structure): layers and links.
         values (dict of Tensor): the values of each layer's nodes, [N, size], by name.
         dtypes (tuple of torch.dtype): of the model's inputs.
-        model (int): fingerprint of the model that gave the values.
     """
 
     structure: Structure
     values: dict[str, Tensor]
     dtypes: tuple[torch.dtype, ...]
-    model: int
 
     @property
     def size(self) -> int:
         """Number of samples N."""
-        return next(iter(self.values.values())).shape[0]
+        return len(next(iter(self.values.values())))
+
+    @property
+    def inputs(self) -> list[Layer]:
+        """The model's inputs."""
+        return [layer for layer in self.structure.layers if layer.kind == "input"]
 
 
 def run_population(
@@ -75,7 +80,7 @@ def run_population(
     dtypes: tuple[torch.dtype, ...] = ()
     parts: list[dict[str, Tensor]] = []
     for inputs, extra in batches:
-        found = run_batch(model, inputs, extra, layers, what)
+        found = _run_batch(model, inputs, extra, layers, what)
         if structure is None:
             structure = found.structure
             dtypes = tuple(x.dtype for x in inputs)
@@ -91,27 +96,23 @@ def run_population(
             f"{what.capitalize()} is empty: probabilities are estimated from samples."
         )
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Population(structure, values, dtypes, fingerprint(model))
+    return Population(structure, values, dtypes)
 
 
-def run_batch(
+def _run_batch(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     extra: tuple[Any, ...],
     layers: Sequence[str | nn.Module] | None,
     what: str,
 ) -> Trace:
-    """Traces one batch, with every value checked to be finite.
-
-    Raises:
-        ValueError: if inputs are not batches of one size that fit the model's dtype and
-            device, or if an input or an activation is NaN or infinite.
-    """
+    """Traces one batch, with every value checked to be finite."""
     check_inputs(model, inputs, what)
     found = trace(model, inputs, extra, layers)
     for name, value in found.values.items():
-        if not bool(torch.isfinite(value).all()):
-            node = int((~torch.isfinite(value)).any(0).nonzero()[0])
+        finite = torch.isfinite(value)
+        if not bool(finite.all()):
+            node = int((~finite).any(0).nonzero()[0])
             raise ValueError(
                 f"The layer {name!r} gives NaN or infinity for {what} (first at node "
                 f"{node}): probabilities cannot be estimated from that. Check the "
@@ -122,13 +123,13 @@ def run_batch(
 
 def check_samples(samples: tuple[Tensor, ...], population: Population) -> None:
     """Refuses samples of another shape or dtype than the background's."""
-    expected = [s for s in population.structure.layers if s.kind == "input"]
+    expected = list(zip(population.inputs, population.dtypes, strict=True))
     if len(samples) != len(expected):
         raise ValueError(
-            f"Got {len(samples)} inputs, and the background has {len(expected)}."
+            f"Got {len(samples)} inputs, and the background has {len(expected)}: give "
+            "one tensor for each input of the model."
         )
-    dtypes = population.dtypes
-    for i, (x, layer, dtype) in enumerate(zip(samples, expected, dtypes, strict=True)):
+    for i, (x, (layer, dtype)) in enumerate(zip(samples, expected, strict=True)):
         shape = tuple(x.shape[1:]) or (1,)
         if shape != layer.shape:
             raise ValueError(
@@ -162,22 +163,24 @@ def batches_of(
 
     Raises:
         TypeError: if a batch is no tensor and no tuple or list of tensors.
-        ValueError: if there are fewer tensors than inputs, or if ``extra`` holds
-            tensors that cannot be cut along with a stream.
+        ValueError: if there are fewer tensors than inputs or it cannot be told which
+            are inputs, if inputs differ in samples, or if ``extra`` holds tensors that
+            cannot be cut along with a stream.
     """
     device = next((p.device for p in model.parameters()), None)
     if isinstance(background, Tensor):
         background = (background,)
     if isinstance(background, tuple) and all(isinstance(x, Tensor) for x in background):
         _check_arity(model, len(background), len(extra))
-        check_sizes(background)
+        check_sizes(background, "the background")
         cuts: Iterable[Any] = cut(background, extra, batch_size)
-        total: int | None = -(-background[0].shape[0] // batch_size)
+        total: int | None = math.ceil(len(background[0]) / batch_size)
     else:
         cuts = _streamed(model, background, extra)
         total = len(background) if isinstance(background, Sized) else None
-    bar = progress(cuts, desc="NIF background", total=total, disable=not show_progress)
-    with bar:
+    with progress(
+        cuts, desc="NIF background", total=total, disable=not show_progress
+    ) as bar:
         for inputs, further in bar:
             yield tuple(x.to(device) for x in inputs), further
 
@@ -186,7 +189,7 @@ def cut(
     inputs: tuple[Tensor, ...], extra: tuple[Any, ...], batch_size: int
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
     """Cuts inputs, and the further arguments that follow them, into batches."""
-    n = inputs[0].shape[0]
+    n = len(inputs[0])
     for arg in extra:
         if isinstance(arg, Tensor) and arg.dim() > 0 and arg.shape[0] != n:
             raise ValueError(
@@ -208,7 +211,7 @@ def cut(
 def _streamed(
     model: nn.Module, background: Iterable[Any], extra: tuple[Any, ...]
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
-    if not isinstance(background, Iterable) or isinstance(background, (str, dict)):
+    if not isinstance(background, Iterable) or isinstance(background, (str, Mapping)):
         raise TypeError(
             "The background must be a tensor, a tuple of tensors (one per input), or "
             "an iterable of batches such as a DataLoader; got "
@@ -219,29 +222,45 @@ def _streamed(
             "`additional_forward_args` holds a tensor, which cannot be cut along with "
             "a stream of batches: pass the background as a tuple of tensors."
         )
-    count = _inputs_of(model, len(extra))
     for batch in background:
         tensors = (batch,) if isinstance(batch, Tensor) else batch
         if not isinstance(tensors, (tuple, list)):
             raise TypeError(
-                "A batch of the background must be a tensor, or a tuple or list of "
-                f"tensors whose first {count or 'ones'} are the model's inputs; got "
-                f"{type(batch).__name__}. Map it, for example "
-                "`((batch['x'],) for batch in loader)`."
+                "A batch of the background must be a tensor, or a tuple or list that "
+                f"begins with the model's inputs; got {type(batch).__name__}. Map it, "
+                "for example `((batch['x'],) for batch in loader)`."
             )
-        inputs = tuple(tensors[: count or len(tensors)])
+        inputs = tuple(tensors[: _inputs_among(len(tensors), model, len(extra))])
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):
             raise TypeError(
                 "A batch of the background must begin with the model's inputs as "
                 f"tensors; got {[type(x).__name__ for x in inputs]}."
             )
-        if count is not None and len(inputs) < count:
-            raise ValueError(
-                f"A batch of the background holds {len(inputs)} tensors, and the model "
-                f"takes {count} inputs."
-            )
-        check_sizes(inputs)
+        check_sizes(inputs, "the background")
         yield inputs, extra
+
+
+def _inputs_among(available: int, model: nn.Module, n_extra: int) -> int:
+    """How many of the tensors of a batch, labels included, are the model's inputs."""
+    parameters = _parameters_of(model)
+    if parameters is None:
+        return available
+    required = sum(p.default is p.empty for p in parameters)
+    # further arguments may stand for required parameters or for optional ones
+    most = max(min(required, len(parameters) - n_extra), 1)
+    fewest = max(required - n_extra, 1)
+    if available < fewest:
+        raise ValueError(
+            f"A batch of the background holds {available} tensors, and the model takes "
+            f"{fewest} inputs."
+        )
+    if fewest < min(most, available):
+        raise ValueError(
+            f"A batch of the background holds {available} tensors, of which the first "
+            f"{fewest} to {most} may be inputs, given {n_extra} "
+            "`additional_forward_args`: pass the background as a tuple of tensors."
+        )
+    return fewest
 
 
 def _parameters_of(model: nn.Module) -> list[inspect.Parameter] | None:
@@ -252,15 +271,6 @@ def _parameters_of(model: nn.Module) -> list[inspect.Parameter] | None:
     return [
         p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-
-
-def _inputs_of(model: nn.Module, n_extra: int) -> int | None:
-    """Number of inputs the model needs; None if its ``forward`` takes any number."""
-    parameters = _parameters_of(model)
-    if parameters is None:
-        return None
-    required = sum(p.default is p.empty for p in parameters)
-    return max(required - n_extra, 1)
 
 
 def _check_arity(model: nn.Module, n_inputs: int, n_extra: int) -> None:
@@ -279,6 +289,8 @@ def fingerprint(model: nn.Module) -> int:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         described = f"{name} {tensor.dtype} {tensor.device} {tuple(tensor.shape)}"
         state = zlib.crc32(described.encode(), state)
+        if tensor.is_meta:  # no content
+            continue
         content = tensor.detach().cpu().contiguous().flatten()
         state = zlib.crc32(content.view(torch.uint8).numpy().data, state)
     return state

@@ -2,8 +2,8 @@ r"""Neural Information Flow as a Captum attribution method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, overload
 
 import torch
 from captum._utils.common import (
@@ -20,31 +20,24 @@ from torch import Tensor, nn
 from captum_nif.activations import (
     BATCH_SIZE,
     Background,
-    Population,
-    batches_of,
     check_samples,
-    cut,
     fingerprint,
-    run_batch,
-    run_population,
 )
 from captum_nif.checks import (
-    check_own_population,
     check_positive,
     check_reached,
-    check_same,
     check_sizes,
     warn_if_training,
 )
 from captum_nif.estimators import MixedKSG, PMIEstimator
-from captum_nif.features import feature_groups
 from captum_nif.flow import Flow
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer
 from captum_nif.links import LinkRule, Relevance
+from captum_nif.network import Basis, FeatureMask, Network
 from captum_nif.paths import Normalization
 from captum_nif.targets import target_nodes
-from captum_nif.tracing import Structure, find_layers
+from captum_nif.tracing import find_layers
 
 Normalize = Literal["auto", "layer", "node"] | None
 
@@ -178,12 +171,7 @@ class NIFAttribution(Attribution):
                 f"{self.normalize!r}."
             )
         LinkRule(self.estimator, self.relevance, self.beta)
-        self._population: Population | None = None
-        self._flow: Flow | None = None
-
-    @property
-    def _model(self) -> nn.Module:
-        return cast(nn.Module, self.forward_func)
+        self._fitted: tuple[Basis, int] | None = None  # with the model's fingerprint
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -202,7 +190,7 @@ class NIFAttribution(Attribution):
     @property
     def is_fitted(self) -> bool:
         """Whether a background has been fitted."""
-        return self._flow is not None
+        return self._fitted is not None
 
     def fit(
         self,
@@ -260,10 +248,12 @@ class NIFAttribution(Attribution):
         """
         extra = _format_additional_forward_args(additional_forward_args) or ()
         check_positive("batch_size", batch_size)
-        population = self._run(background, extra, show_progress, batch_size)
-        flow = self._flow_of(population)
-        flow.prepare()
-        self._population, self._flow = population, flow
+        network = self._network
+        basis = network.of_background(
+            background, extra, None, batch_size, show_progress
+        )
+        basis.flow.prepare()
+        self._fitted = basis, fingerprint(network.model)
         return self
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]  # as in Captum
@@ -273,7 +263,7 @@ class NIFAttribution(Attribution):
         target: TargetType = None,
         additional_forward_args: object = None,
         background: Background | None = None,
-        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        feature_mask: FeatureMask | None = None,
         layer: str | nn.Module | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
@@ -304,7 +294,10 @@ class NIFAttribution(Attribution):
             layer (str or Module, optional): Explain node ``target`` of this layer (a
                 neuron, or the average of a channel) instead of a class.
                 Default: None (the output)
-            internal_batch_size (int, optional): Samples in a forward pass.
+            internal_batch_size (int, optional): Samples in a forward pass. Models may
+                round a sample's activations differently in batches of other sizes; a
+                sample of the background then just misses its own values instead of
+                tying with them, which changes its attributions somewhat.
                 Default: 64
             show_progress (bool, optional): Draw a progress bar.
                 Default: False
@@ -335,22 +328,57 @@ class NIFAttribution(Attribution):
         is_tuple = _is_tuple(inputs)
         samples = _format_inputs(inputs)
         extra = _format_additional_forward_args(additional_forward_args) or ()
-        flow, query, structure = self._evidence(
-            samples, extra, background, feature_mask, internal_batch_size, show_progress
+        size = _batch_size(internal_batch_size)
+        basis = self._basis(
+            samples, extra, background, feature_mask, size, show_progress
         )
-        end = self._end(structure, layer)
+        end = self._network.end(basis, layer)
         nodes = target_nodes(target, end, len(samples[0]))
-        check_reached(structure, samples)
-        blocks = flow.blocks(None if query is None else len(samples[0]))
-        with _ticks(show_progress, len(flow.links) * blocks, "NIF attribution") as tick:
-            sums = flow.attributions(
-                query, end.name, nodes, self._normalization(flow), tick
-            )
+        check_reached(basis.population.structure, samples)
+        query = self._network.query(basis, samples, extra, size)
+        flow = basis.flow
+        with progress(
+            desc="NIF attribution", total=flow.steps(query), disable=not show_progress
+        ) as bar:
+            by = self._normalization(flow)
+            sums = flow.attributions(query, end.name, nodes, by, bar.update)
         attributions = tuple(
-            sums[name].reshape(x.shape).to(_dtype_for(x)).contiguous()
-            for name, x in zip(_input_names(samples), samples, strict=True)
+            found.reshape(x.shape).to(_dtype_for(x)).contiguous()
+            for found, x in zip(sums.values(), samples, strict=True)
         )
         return _format_output(is_tuple, attributions)
+
+    def attribute_future(self, *args: object, **kwargs: object) -> NoReturn:
+        """Not offered: there is nothing to wait for in a local model."""
+        raise NotImplementedError(
+            "NIFAttribution has no `attribute_future`: call `attribute`."
+        )
+
+    @overload
+    def flow(
+        self,
+        inputs: None = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: FeatureMask | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> FlowGraph: ...
+
+    @overload
+    def flow(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: FeatureMask | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> list[FlowGraph]: ...
 
     def flow(
         self,
@@ -358,7 +386,7 @@ class NIFAttribution(Attribution):
         target: TargetType = None,
         additional_forward_args: object = None,
         background: Background | None = None,
-        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        feature_mask: FeatureMask | None = None,
         layer: str | nn.Module | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
@@ -411,30 +439,31 @@ class NIFAttribution(Attribution):
             torch.Size([2, 3])
         """
         extra = _format_additional_forward_args(additional_forward_args) or ()
+        size = _batch_size(internal_batch_size)
         if inputs is None:
-            flow, population = self._fitted(
-                background, extra, feature_mask, show_progress
+            basis = self._background(
+                background, extra, feature_mask, size, show_progress
             )
-            end = self._end(population.structure, layer)
-            nodes = None if target is None else target_nodes(target, end, 1)
-            with _ticks(show_progress, len(flow.links), "NIF population graph") as tick:
-                graph = flow.population_graph(tick)
-            return graph if nodes is None else _only(graph, end.name, int(nodes[0]))
+            end = self._network.end(basis, layer)
+            node = None if target is None else int(target_nodes(target, end, 1)[0])
+            return _population_graph(basis.flow, end, node, show_progress)
         samples = _format_inputs(inputs)
-        flow, query, structure = self._evidence(
-            samples, extra, background, feature_mask, internal_batch_size, show_progress
+        basis = self._basis(
+            samples, extra, background, feature_mask, size, show_progress
         )
-        end = self._end(structure, layer)
-        count = len(samples[0])
-        nodes = None if target is None else target_nodes(target, end, count)
-        blocks = flow.blocks(None if query is None else count)
-        with _ticks(show_progress, len(flow.links) * blocks, "NIF graphs") as tick:
-            return flow.instance_graphs(query, end.name, nodes, tick)
+        end = self._network.end(basis, layer)
+        nodes = None if target is None else target_nodes(target, end, len(samples[0]))
+        query = self._network.query(basis, samples, extra, size)
+        flow = basis.flow
+        with progress(
+            desc="NIF graphs", total=flow.steps(query), disable=not show_progress
+        ) as bar:
+            return flow.instance_graphs(query, end.name, nodes, bar.update)
 
     def attribution_matrix(
         self,
         layer: str | nn.Module | None = None,
-        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
+        feature_mask: FeatureMask | None = None,
         show_progress: bool = False,
     ) -> Tensor:
         r"""
@@ -466,123 +495,70 @@ class NIFAttribution(Attribution):
             >>> NIFAttribution(net).fit(torch.randn(100, 2)).attribution_matrix().shape
             torch.Size([2, 3])
         """
-        flow, population = self._fitted(None, (), feature_mask, show_progress)
-        end = self._end(population.structure, layer)
-        with _ticks(show_progress, len(flow.links), "NIF attribution matrix") as tick:
-            graph = flow.population_graph(tick)
-        by = self._normalization(flow)
+        basis = self._background(None, (), feature_mask, BATCH_SIZE, show_progress)
+        end = self._network.end(basis, layer)
+        graph = _population_graph(basis.flow, end, None, show_progress)
+        by = self._normalization(basis.flow)
         return (graph if by is None else graph.normalized(by)).path_sums(layer=end.name)
 
     # --- what a call stands on -----------------------------------------------------
 
-    def _run(
-        self, background: Background, extra: tuple[Any, ...], bar: bool, batch_size: int
-    ) -> Population:
-        warn_if_training(self._model)
-        batches = batches_of(self._model, background, extra, batch_size, bar)
-        population = run_population(self._model, batches, self.layers)
-        k = getattr(self.estimator, "k", 0)
-        if population.size < k + 1:
-            raise ValueError(
-                f"The background has {population.size} samples, and {self.estimator!r} "
-                f"needs at least k + 1 = {k + 1}: give more samples or a smaller k."
-            )
-        return population
+    @property
+    def _network(self) -> Network:
+        model = cast(nn.Module, self.forward_func)
+        rule = LinkRule(self.estimator, self.relevance, self.beta)
+        return Network(model, self.layers, rule)
 
-    def _flow_of(
+    def _basis(
         self,
-        population: Population,
-        feature_mask: Tensor | tuple[Tensor, ...] | None = None,
-        estimator: PMIEstimator | None = None,
-    ) -> Flow:
-        inputs = [s for s in population.structure.layers if s.kind == "input"]
-        groups = None if feature_mask is None else feature_groups(feature_mask, inputs)
-        rule = LinkRule(estimator or self.estimator, self.relevance, self.beta)
-        return Flow(population.structure, population.values, rule, groups)
+        samples: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        background: Background | None,
+        feature_mask: FeatureMask | None,
+        size: int,
+        bar: bool,
+    ) -> Basis:
+        """What samples are compared with: a background, or else each other."""
+        if background is None and self._fitted is None:
+            return self._network.of_batch(samples, extra, feature_mask, size)
+        if background is None:
+            warn_if_training(self._network.model)
+        elif any(isinstance(arg, Tensor) and arg.dim() for arg in extra):
+            raise ValueError(
+                "`additional_forward_args` holds a tensor, which follows the samples "
+                "that are explained and not those of `background`: call "
+                "`fit(background, additional_forward_args)` first."
+            )
+        basis = self._background(background, extra, feature_mask, size, bar)
+        check_samples(samples, basis.population)
+        return basis
 
-    def _fitted(
+    def _background(
         self,
         background: Background | None,
         extra: tuple[Any, ...],
-        feature_mask: Tensor | tuple[Tensor, ...] | None,
+        feature_mask: FeatureMask | None,
+        size: int,
         bar: bool,
-    ) -> tuple[Flow, Population]:
-        """The flow from a background, the one given or the one fitted."""
+    ) -> Basis:
+        """The background given for a call, or else the one fitted."""
+        network = self._network
         if background is not None:
-            population = self._run(background, extra, bar, BATCH_SIZE)
-            return self._flow_of(population, feature_mask), population
-        if self._population is None or self._flow is None:
+            return network.of_background(background, extra, feature_mask, size, bar)
+        if self._fitted is None:
             raise RuntimeError(
                 "There is no population yet: call `fit(background)` first."
             )
-        if fingerprint(self._model) != self._population.model:
+        basis, model = self._fitted
+        if fingerprint(network.model) != model:
             raise RuntimeError(
                 "The model's weights, buffers, device or dtype changed since `fit`: "
                 "call `fit(background)` again."
             )
         if feature_mask is None:
-            return self._flow, self._population
-        return self._flow_of(self._population, feature_mask), self._population
-
-    def _evidence(
-        self,
-        samples: tuple[Tensor, ...],
-        extra: tuple[Any, ...],
-        background: Background | None,
-        feature_mask: Tensor | tuple[Tensor, ...] | None,
-        internal_batch_size: int | None,
-        bar: bool,
-    ) -> tuple[Flow, Mapping[str, Tensor] | None, Structure]:
-        """The flow, the values of the samples explained, and the layers.
-
-        The values are None where the samples are their own population.
-        """
-        size = BATCH_SIZE if internal_batch_size is None else internal_batch_size
-        check_positive("internal_batch_size", size)
-        model = self._model
-        batches = list(cut(samples, extra, size))
-        if background is None and not self.is_fitted:
-            check_own_population(samples)
-            warn_if_training(model)
-            population = run_population(model, batches, self.layers, "the batch")
-            capped = _capped(self.estimator, population.size)
-            flow = self._flow_of(population, feature_mask, capped)
-            return flow, None, population.structure
-        flow, population = self._fitted(background, extra, feature_mask, bar)
-        warn_if_training(model)
-        check_samples(samples, population)
-        parts = []
-        for inputs, further in batches:
-            found = run_batch(model, inputs, further, self.layers, "the samples")
-            check_same(population.structure, found.structure, "the samples")
-            parts.append(found.values)
-        query = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return flow, query, population.structure
-
-    def _end(self, structure: Structure, layer: str | nn.Module | None) -> Layer:
-        """The layer whose nodes are explained."""
-        if layer is None:
-            return structure.output
-        if isinstance(layer, nn.Module):
-            paths = {m: path or "model" for path, m in self._model.named_modules()}
-            if layer not in paths:
-                raise ValueError(
-                    f"`layer` is a {type(layer).__name__} outside the model: name one "
-                    "of the model's modules."
-                )
-            layer = paths[layer]
-        if not isinstance(layer, str):
-            raise TypeError(
-                "`layer` must be the name of a layer or a module, got "
-                f"{type(layer).__name__}."
-            )
-        found = structure.layer(layer)
-        if found.kind == "input":
-            raise ValueError(
-                f"`layer` is the input {layer!r}: information flows from it, not to "
-                "it. Name a hidden layer or the output."
-            )
-        return found
+            return basis
+        flow = network.flow(basis.population, feature_mask)
+        return Basis(basis.population, flow)
 
     def _normalization(self, flow: Flow) -> Normalization | None:
         if self.normalize == "auto":
@@ -601,48 +577,23 @@ def _format_inputs(inputs: object) -> tuple[Tensor, ...]:
             "`inputs` must be a tensor or a tuple of tensors, got "
             f"{[type(x).__name__ for x in samples]}."
         )
-    check_sizes(samples)
+    check_sizes(samples, "the samples")
     return samples
 
 
-def _input_names(samples: tuple[Tensor, ...]) -> list[str]:
-    count = len(samples)
-    return ["input"] if count == 1 else [f"input{i}" for i in range(count)]
+def _batch_size(internal_batch_size: int | None) -> int:
+    if internal_batch_size is None:
+        return BATCH_SIZE
+    check_positive("internal_batch_size", internal_batch_size)
+    return internal_batch_size
 
 
 def _dtype_for(x: Tensor) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
 
-def _capped(estimator: PMIEstimator, samples: int) -> PMIEstimator:
-    """The estimator with no more neighbours than the batch has others."""
-    if isinstance(estimator, MixedKSG) and estimator.k > samples - 1:
-        return estimator.with_k(samples - 1)
-    return estimator
-
-
-def _only(graph: FlowGraph, end: str, node: int) -> FlowGraph:
-    """The graph with only what flows into one node of a layer."""
-    links = []
-    for link in graph.links:
-        if link.target == end:
-            weight = torch.zeros_like(link.weight)
-            weight[:, node] = link.weight[:, node]
-            link = type(link)(link.source, link.target, weight)
-        links.append(link)
-    return FlowGraph(graph.layers, links)
-
-
-class _ticks:  # noqa: N801 (a context manager, used like a function)
-    """A progress bar that is advanced by calling what it yields."""
-
-    def __init__(self, show: bool, total: int, desc: str) -> None:
-        self._bar = progress(desc=desc, total=total) if show else None
-
-    def __enter__(self) -> Callable[[], object]:
-        bar = self._bar
-        return (lambda: None) if bar is None else bar.update
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+def _population_graph(flow: Flow, end: Layer, node: int | None, bar: bool) -> FlowGraph:
+    with progress(
+        desc="NIF population graph", total=len(flow.links), disable=not bar
+    ) as drawn:
+        return flow.population_graph(end.name, node, drawn.update)

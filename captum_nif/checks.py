@@ -5,7 +5,9 @@ Every message says what came, what was expected, and what to do.
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +20,31 @@ MIN_BATCH = 32
 _COMPARED = 256
 """Samples among which near-copies are looked for."""
 
-_STOCHASTIC = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.dropout._DropoutNd,
-    nn.RReLU,
-)
+_GAP = 5.0
+"""How much farther than its near-copies all others are from a sample. Distances to the
+j-th and the next neighbour in a cloud of d dimensions differ by this factor with
+probability 5^-(j d): in one dimension, the worst, for a quarter of the samples."""
+
+_FAR = 20.0
+"""How much farther than from each other samples that are all copies are from 0."""
 
 
-def check_inputs(model: nn.Module, inputs: tuple[Tensor, ...], what: str) -> None:
-    """Refuses inputs that the model cannot take or that hold no numbers."""
+# --- inputs ---------------------------------------------------------------------------
+
+
+def check_sizes(inputs: Sequence[Tensor], what: str) -> None:
+    """Refuses inputs that are not batches of one, positive number of samples."""
     sizes = {x.shape[0] if x.dim() else None for x in inputs}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise ValueError(
-            f"Inputs of {what} have shapes {[tuple(x.shape) for x in inputs]}: every "
-            "input needs the same, positive number of samples along axis 0."
+            f"The inputs of {what} have shapes {[tuple(x.shape) for x in inputs]}: "
+            "every input needs the same, positive number of samples along axis 0."
         )
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    dtypes = {p.dtype for p in parameters}
+
+
+def check_inputs(model: nn.Module, inputs: Sequence[Tensor], what: str) -> None:
+    """Refuses inputs that the model cannot take or that hold no numbers."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     devices = {p.device for p in model.parameters()}
     for i, x in enumerate(inputs):
         if x.is_complex():
@@ -49,12 +59,24 @@ def check_inputs(model: nn.Module, inputs: tuple[Tensor, ...], what: str) -> Non
                 f"Input {i} of {what} is on {x.device} and the model on "
                 f"{devices.pop()}: move one of them with `.to(device)`."
             )
-        if not bool(torch.isfinite(x).all()):
-            bad = (~torch.isfinite(x)).nonzero()[0].tolist()
+        finite = torch.isfinite(x)
+        if not bool(finite.all()):
+            first = tuple((~finite).nonzero()[0].tolist())
             raise ValueError(
-                f"Input {i} of {what} holds NaN or infinity (first at {tuple(bad)}): "
-                "drop or fill such samples."
+                f"Input {i} of {what} holds NaN or infinity (first at {first}): drop "
+                "or fill such samples."
             )
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuses numbers of samples that are no positive int."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be an int, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+# --- layers that a batch ran through --------------------------------------------------
 
 
 def check_same(expected: Structure, found: Structure, what: str) -> None:
@@ -65,12 +87,12 @@ def check_same(expected: Structure, found: Structure, what: str) -> None:
         if layer.kind == "input" == other.kind and layer.shape != other.shape:
             raise ValueError(
                 f"Samples of {what} have shape {other.shape} for {other.name!r}, "
-                f"expected {layer.shape} as in the background."
+                f"expected {layer.shape} as in the samples before."
             )
     names = {layer.name for layer in expected.layers}
     others = {layer.name for layer in found.layers}
     differing = sorted(names ^ others) or sorted(
-        f"{a}->{b}" for a, b in set(expected.links) ^ set(found.links)
+        f"{a} -> {b}" for a, b in set(expected.links) ^ set(found.links)
     )
     raise ValueError(
         f"The model ran through other layers or shapes for {what} than before "
@@ -79,25 +101,8 @@ def check_same(expected: Structure, found: Structure, what: str) -> None:
     )
 
 
-def check_sizes(inputs: tuple[Tensor, ...]) -> None:
-    """Refuses an empty tuple of inputs and inputs without a batch axis."""
-    if not inputs or any(x.dim() == 0 for x in inputs):
-        raise ValueError("Inputs must be tensors with the samples along axis 0.")
-    if len({x.shape[0] for x in inputs}) > 1:
-        raise ValueError(
-            f"Inputs have {[x.shape[0] for x in inputs]} samples: every input needs "
-            "the same number."
-        )
-
-
-def check_positive(name: str, value: object) -> None:
-    """Refuses batch sizes that are no positive int."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be a positive int, got {value!r}.")
-
-
-def check_reached(structure: Structure, samples: tuple[Tensor, ...]) -> None:
-    """Token ids are categories: they have no flow of their own, and are told apart."""
+def check_reached(structure: Structure, samples: Sequence[Tensor]) -> None:
+    """Token ids are categories and no nodes: refuses them alone, else says so."""
     sources = {source for source, _ in structure.links}
     inputs = [layer.name for layer in structure.layers if layer.kind == "input"]
     lost = [
@@ -113,14 +118,16 @@ def check_reached(structure: Structure, samples: tuple[Tensor, ...]) -> None:
             "`flow()`."
         )
     if lost:
-        warnings.warn(
+        warn(
             f"{', '.join(lost)} holds token ids, which are no nodes of the graph: "
-            "their attributions are 0.",
-            stacklevel=4,
+            "their attributions are 0."
         )
 
 
-def check_own_population(samples: tuple[Tensor, ...]) -> None:
+# --- what values depend on ------------------------------------------------------------
+
+
+def check_own_population(samples: Sequence[Tensor]) -> None:
     """Refuses a batch too small to be its own population; warns of near-copies."""
     count = len(samples[0])
     if count < MIN_BATCH:
@@ -130,28 +137,67 @@ def check_own_population(samples: tuple[Tensor, ...]) -> None:
             f"from (at least {MIN_BATCH}): call `fit(background)` first, with some "
             "hundred samples of your data, or pass `background=`."
         )
-    flat = torch.cat([x.detach().flatten(1).float() for x in samples], dim=1)
-    flat = flat[:_COMPARED]
-    distances = torch.cdist(flat, flat)
-    typical = distances.median()
-    nearest = distances.fill_diagonal_(float("inf")).min(1).values
-    copies = float((nearest < 0.05 * typical).float().mean())
+    flat = torch.cat([x.detach()[:_COMPARED].flatten(1).double() for x in samples], 1)
+    copies = _share_of_copies(flat)
     if copies > 0.5:
-        warnings.warn(
-            f"{copies:.0%} of the samples have a near-copy in the batch, and nothing "
-            "is fitted, so they are compared with their copies: attributions will be "
+        warn(
+            f"{copies:.0%} of the samples have near-copies in the batch, and nothing "
+            "is fitted, so they are compared with their copies: attributions may be "
             "far too large. Call `fit(background)` before using NoiseTunnel, "
-            "`sensitivity_max` and the like.",
-            stacklevel=5,
+            "`sensitivity_max` and the like."
         )
+
+
+def _share_of_copies(x: Tensor) -> float:
+    """Share of the samples, [N, d], that have near or exact copies among the others.
+
+    A near-copy is told by the gap behind it and not by a distance, for which there is
+    no scale: in few dimensions, neighbours are close in any sample.
+    """
+    magnitudes = x.norm(dim=1)
+    distances = torch.cdist(x, x)
+    exact = distances <= 1e-6 * magnitudes.median()  # cdist rounds
+    distances = distances.masked_fill(exact, 0.0)
+    ordered = distances.sort(1).values
+    closer, next_one = ordered[:, :-1], ordered[:, 1:]
+    gaps = (next_one > _GAP * closer) & (closer > 0)
+    farthest = ordered[:, -1]
+    # a gap far out is behind an outlier, not behind copies
+    near = gaps[:, : len(x) // 2].any(1)
+    near |= (farthest > 0) & (magnitudes > _FAR * farthest)
+    # Discrete samples repeat too, in more combinations than an element has levels.
+    multiplicity = exact.sum(1)
+    combinations = multiplicity.reciprocal().sum()
+    levels = 1 + (x.sort(0).values.diff(dim=0) != 0).sum(0).max()
+    repeated = (multiplicity > 1) & (2 * levels >= combinations) & (x.shape[1] > 1)
+    return float((near | repeated).double().mean())
 
 
 def warn_if_training(model: nn.Module) -> None:
     """Warns where training mode makes values depend on the batch or on chance."""
-    modules = [m for m in model.modules() if m.training and isinstance(m, _STOCHASTIC)]
-    if modules:
-        warnings.warn(
-            f"The model is in training mode, and its {type(modules[0]).__name__} makes "
-            "values depend on the batch or on chance: call `model.eval()` first.",
-            stacklevel=5,
-        )
+    for module in model.modules():
+        if module.training and _is_stochastic(module):
+            warn(
+                f"The model is in training mode, and its {type(module).__name__} makes "
+                "values depend on the batch or on chance: call `model.eval()` first."
+            )
+            return
+
+
+def _is_stochastic(module: nn.Module) -> bool:
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.dropout > 0
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+    return isinstance(module, kinds)
+
+
+def warn(message: str) -> None:
+    """Warns at the user's line: the first one outside this package and Captum."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def _is_inside(module: str) -> bool:
+    return module.partition(".")[0] in ("captum_nif", "captum", "torch")

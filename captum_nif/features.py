@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from captum_nif.layers import Layer
+from captum_nif.paths import at_least_single
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureGroups:
     """The groups of one input's elements.
 
@@ -28,12 +29,16 @@ class FeatureGroups:
     count: int
 
     def means(self, values: Tensor) -> Tensor:
-        """Group values, [N, count], of element values, [N, n_elements]."""
+        """Group values, [N, count], of element values, [N, n_elements].
+
+        Sums are taken in double precision and means rounded back to the precision of
+        the values (single at least), so that equal groups tie.
+        """
         members = self.members.to(values.device)
         sizes = torch.bincount(members, minlength=self.count)
         sums = values.new_zeros(len(values), self.count, dtype=torch.float64)
         sums.index_add_(1, members, values.double())
-        return (sums / sizes).to(values.dtype)
+        return (sums / sizes).to(at_least_single(values.dtype))
 
     def spread(self, attributions: Tensor) -> Tensor:
         """What each element gets, [..., n_elements]: what its group got."""

@@ -8,12 +8,14 @@ information, and an attribution is the sum over paths of the products of their l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from captum_nif.estimators import Prepared
 from captum_nif.features import FeatureGroups
@@ -70,12 +72,11 @@ class Flow:
         self.links = [Ends(*link) for link in structure.links]
         self.values = self._grouped(values)
         self._prepared: dict[str, Prepared] = {}
-        sizes = {layer.name: layer.size for layer in self.layers}
-        for link in self.links:
-            rule.check_size(link.source, sizes[link.source])
+        self._sizes = {layer.name: layer.size for layer in self.layers}
         into: dict[str, int] = {}
         for source, target in self.links:
-            into[target] = into.get(target, 0) + sizes[source] * sizes[target]
+            pairs = self._sizes[source] * self._sizes[target]
+            into[target] = into.get(target, 0) + pairs
         self._largest = max(into.values(), default=1)
 
     @property
@@ -85,18 +86,27 @@ class Flow:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every layer reads one layer, and is read by one."""
-        sources = [link.source for link in self.links]
+        """Whether every layer reads just one (all lead to one output, so in turn)."""
         targets = [link.target for link in self.links]
-        return len(set(sources)) == len(sources) and len(set(targets)) == len(targets)
+        return len(set(targets)) == len(targets)
 
     def prepare(self) -> None:
         """Does once what all links share: ranking and sorting every layer's values."""
         for name in dict.fromkeys(name for link in self.links for name in link):
             self._ready(name)
 
-    def population_graph(self, tick: Tick = lambda: None) -> FlowGraph:
-        """The graph whose links carry mutual information, in nats."""
+    def population_graph(
+        self, end: str, node: int | None = None, tick: Tick = lambda: None
+    ) -> FlowGraph:
+        """The graph whose links carry mutual information, in nats.
+
+        Args:
+            end (str): the layer whose nodes are explained.
+            node (int or None): keep only what flows into this node of ``end``; None
+                keeps all.
+            tick (Callable): called once per link.
+        """
+        self._check_redundancy()
         redundancy: dict[str, Tensor | float] = {}
         links = []
         for source, target in self.links:
@@ -105,6 +115,8 @@ class Flow:
             weight = self.rule.population(
                 self._ready(source), self._ready(target), redundancy[source]
             )
+            if node is not None and target == end:
+                weight = _only(weight, torch.tensor(node))
             links.append(Link(source, target, weight))
             tick()
         return FlowGraph(self.layers, links)
@@ -132,10 +144,7 @@ class Flow:
             for link in self.links:
                 weight = weight_of(link)
                 if nodes is not None and link.target == end:
-                    kept = torch.zeros_like(weight)
-                    index = nodes[part].to(weight.device).view(-1, 1, 1)
-                    index = index.expand(-1, weight.shape[1], 1)
-                    weight = kept.scatter(2, index, weight.gather(2, index))
+                    weight = _only(weight, nodes[part])
                 links.append([Link(*link, single) for single in weight.unbind()])
                 tick()
             graphs += [FlowGraph(self.layers, own) for own in zip(*links, strict=True)]
@@ -161,15 +170,11 @@ class Flow:
         Returns:
             dict of str to Tensor: float64, [S, elements of the input], by input.
         """
-        size = next(layer.size for layer in self.layers if layer.name == end)
         inputs = [layer.name for layer in self.layers if layer.kind == "input"]
         sums: dict[str, list[Tensor]] = {name: [] for name in inputs}
         device = next(iter(self.values.values())).device
         for part, weight_of in self._blocks(query):
-            seed = torch.zeros(
-                len(nodes[part]), size, dtype=torch.float64, device=device
-            )
-            seed.scatter_(1, nodes[part].to(device).unsqueeze(1), 1.0)
+            seed = one_hot(nodes[part].to(device), self._sizes[end]).double()
 
             def ticking(link: Ends, of: WeightOf = weight_of) -> Tensor:
                 tick()
@@ -184,9 +189,12 @@ class Flow:
             name: self._spread(name, torch.cat(parts)) for name, parts in sums.items()
         }
 
-    def blocks(self, samples: int | None) -> int:
-        """In how many blocks that many queries are computed (None: no queries)."""
-        return 1 if samples is None else -(-samples // self._step)
+    def steps(self, query: Mapping[str, Tensor] | None) -> int:
+        """How often a tick is called for these queries, at most."""
+        if query is None:
+            return len(self.links)
+        samples = len(next(iter(query.values())))
+        return len(self.links) * math.ceil(samples / self._step)
 
     @property
     def _step(self) -> int:
@@ -196,6 +204,7 @@ class Flow:
         self, query: Mapping[str, Tensor] | None
     ) -> Iterator[tuple[slice, WeightOf]]:
         """Blocks of samples, each with the function that gives its links' weights."""
+        self._check_redundancy()
         if query is None:
             if self.samples * self._largest > _UNFITTED_BUDGET:
                 raise ValueError(
@@ -232,6 +241,11 @@ class Flow:
 
         return weight_of
 
+    def _check_redundancy(self) -> None:
+        # not before a graph is asked for: groups of features may come until then
+        for source, _ in self.links:
+            self.rule.check_size(source, self._sizes[source])
+
     def _ready(self, name: str) -> Prepared:
         if name not in self._prepared:
             self._prepared[name] = self.rule.estimator.prepare(self.values[name])
@@ -244,9 +258,15 @@ class Flow:
         for name, x in values.items():
             if name not in used:
                 continue
-            x = self.groups[name].means(x.float()) if name in self.groups else x
-            found[name] = x if x.is_floating_point() else x.double()
+            x = x if x.is_floating_point() else x.double()
+            found[name] = self.groups[name].means(x) if name in self.groups else x
         return found
 
     def _spread(self, name: str, sums: Tensor) -> Tensor:
         return self.groups[name].spread(sums) if name in self.groups else sums
+
+
+def _only(weight: Tensor, nodes: Tensor) -> Tensor:
+    """Weights, [..., a, b], with 0 for all target nodes but one per sample, [...]."""
+    kept = one_hot(nodes.to(weight.device), weight.shape[-1]).bool().unsqueeze(-2)
+    return torch.where(kept, weight, 0.0)

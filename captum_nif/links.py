@@ -12,6 +12,7 @@ the pointwise one. The redundancy depends on the order of the nodes, as in the p
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -44,19 +45,21 @@ class LinkRule:
     beta: float = 0.0
 
     def __post_init__(self) -> None:
-        for method in ("prepare", "mi", "pmi", "joint"):
-            if not callable(getattr(self.estimator, method, None)):
-                raise TypeError(
-                    f"`estimator` must be a PMIEstimator such as MixedKSG(); "
-                    f"{self.estimator!r} has no method {method!r}."
-                )
+        is_class = isinstance(self.estimator, type)
+        if is_class or not isinstance(self.estimator, PMIEstimator):
+            raise TypeError(
+                "`estimator` must be a PMIEstimator such as MixedKSG(), got "
+                f"{'the class ' * is_class}{self.estimator!r}."
+            )
         if self.relevance not in get_args(Relevance):
             raise ValueError(
                 f"`relevance` must be one of {get_args(Relevance)}, "
                 f"got {self.relevance!r}."
             )
+        if not isinstance(self.beta, numbers.Real):
+            raise TypeError(f"`beta` must be a number, got {self.beta!r}.")
         if not 0 <= self.beta < float("inf"):
-            raise ValueError(f"`beta` must be a number >= 0, got {self.beta!r}.")
+            raise ValueError(f"`beta` must be finite and >= 0, got {self.beta!r}.")
 
     def check_size(self, name: str, size: int) -> None:
         """Refuses a source layer whose redundancy would take too many pairs."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,18 +82,15 @@ def _from_tensor(target: Tensor, n_samples: int) -> int | list[int]:
 
 
 def _node(target: object, layer: Layer) -> int:
-    index: Sequence[Any] = target if isinstance(target, tuple) else (target,)
-    for part in index:
-        if isinstance(part, bool) or not hasattr(part, "__index__"):
-            raise TypeError(f"`target` is {target!r}; expected {_FORMS}.")
+    index: Sequence[object] = target if isinstance(target, tuple) else (target,)
+    positions = [_position(part, target) for part in index]
     if len(index) != len(layer.shape):
         raise ValueError(
             f"`target` {target!r} has {len(index)} indices, but the nodes of layer "
             f"{layer.name!r} have shape {layer.shape}: give {len(layer.shape)}."
         )
     node = 0
-    for part, extent in zip(index, layer.shape, strict=True):
-        position = part.__index__()
+    for position, extent in zip(positions, layer.shape, strict=True):
         if not -extent <= position < extent:
             raise IndexError(
                 f"`target` {target!r} is out of range for layer {layer.name!r}, whose "
@@ -100,3 +98,10 @@ def _node(target: object, layer: Layer) -> int:
             )
         node = node * extent + position % extent
     return node
+
+
+def _position(part: object, target: object) -> int:
+    if not isinstance(part, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(part)  # type: ignore[arg-type]  # what is asked here
+    raise TypeError(f"`target` is {target!r}; expected {_FORMS}.")

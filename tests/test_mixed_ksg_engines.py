@@ -155,10 +155,11 @@ def test_an_interrupt_stops_the_work(two_threads, monkeypatch):
         steps.append(done)
         raise KeyboardInterrupt
 
+    before = threading.active_count()  # other libraries keep threads of their own
     with pytest.raises(KeyboardInterrupt):
         MixedKSG(3).mi(x, x, progress=interrupt)
     assert len(steps) == 1
-    assert threading.active_count() == 1
+    assert threading.active_count() == before
 
 
 def test_threads_keep_order_and_pass_errors_on(two_threads):
