@@ -23,6 +23,7 @@ from captum_nif.activations import (
     check_samples,
     fingerprint,
 )
+from captum_nif.basis import Basis, FeatureMask, Setup
 from captum_nif.checks import (
     check_positive,
     check_reached,
@@ -34,7 +35,6 @@ from captum_nif.flow import Flow
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer
 from captum_nif.links import LinkRule, Relevance
-from captum_nif.network import Basis, FeatureMask, Network
 from captum_nif.paths import Normalization
 from captum_nif.targets import target_nodes
 from captum_nif.tracing import find_layers
@@ -248,12 +248,10 @@ class NIFAttribution(Attribution):
         """
         extra = _format_additional_forward_args(additional_forward_args) or ()
         check_positive("batch_size", batch_size)
-        network = self._network
-        basis = network.of_background(
-            background, extra, None, batch_size, show_progress
-        )
+        setup = self._setup
+        basis = setup.of_background(background, extra, None, batch_size, show_progress)
         basis.flow.prepare()
-        self._fitted = basis, fingerprint(network.model)
+        self._fitted = basis, fingerprint(setup.model)
         return self
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]  # as in Captum
@@ -332,10 +330,10 @@ class NIFAttribution(Attribution):
         basis = self._basis(
             samples, extra, background, feature_mask, size, show_progress
         )
-        end = self._network.end(basis, layer)
+        end = self._setup.end(basis, layer)
         nodes = target_nodes(target, end, len(samples[0]))
         check_reached(basis.population.structure, samples)
-        query = self._network.query(basis, samples, extra, size)
+        query = self._setup.query(basis, samples, extra, size)
         flow = basis.flow
         with progress(
             desc="NIF attribution", total=flow.steps(query), disable=not show_progress
@@ -444,16 +442,16 @@ class NIFAttribution(Attribution):
             basis = self._background(
                 background, extra, feature_mask, size, show_progress
             )
-            end = self._network.end(basis, layer)
+            end = self._setup.end(basis, layer)
             node = None if target is None else int(target_nodes(target, end, 1)[0])
             return _population_graph(basis.flow, end, node, show_progress)
         samples = _format_inputs(inputs)
         basis = self._basis(
             samples, extra, background, feature_mask, size, show_progress
         )
-        end = self._network.end(basis, layer)
+        end = self._setup.end(basis, layer)
         nodes = None if target is None else target_nodes(target, end, len(samples[0]))
-        query = self._network.query(basis, samples, extra, size)
+        query = self._setup.query(basis, samples, extra, size)
         flow = basis.flow
         with progress(
             desc="NIF graphs", total=flow.steps(query), disable=not show_progress
@@ -496,7 +494,7 @@ class NIFAttribution(Attribution):
             torch.Size([2, 3])
         """
         basis = self._background(None, (), feature_mask, BATCH_SIZE, show_progress)
-        end = self._network.end(basis, layer)
+        end = self._setup.end(basis, layer)
         graph = _population_graph(basis.flow, end, None, show_progress)
         by = self._normalization(basis.flow)
         return (graph if by is None else graph.normalized(by)).path_sums(layer=end.name)
@@ -504,10 +502,10 @@ class NIFAttribution(Attribution):
     # --- what a call stands on -----------------------------------------------------
 
     @property
-    def _network(self) -> Network:
+    def _setup(self) -> Setup:
         model = cast(nn.Module, self.forward_func)
         rule = LinkRule(self.estimator, self.relevance, self.beta)
-        return Network(model, self.layers, rule)
+        return Setup(model, self.layers, rule)
 
     def _basis(
         self,
@@ -520,9 +518,9 @@ class NIFAttribution(Attribution):
     ) -> Basis:
         """What samples are compared with: a background, or else each other."""
         if background is None and self._fitted is None:
-            return self._network.of_batch(samples, extra, feature_mask, size)
+            return self._setup.of_batch(samples, extra, feature_mask, size)
         if background is None:
-            warn_if_training(self._network.model)
+            warn_if_training(self._setup.model)
         elif any(isinstance(arg, Tensor) and arg.dim() for arg in extra):
             raise ValueError(
                 "`additional_forward_args` holds a tensor, which follows the samples "
@@ -542,22 +540,22 @@ class NIFAttribution(Attribution):
         bar: bool,
     ) -> Basis:
         """The background given for a call, or else the one fitted."""
-        network = self._network
+        setup = self._setup
         if background is not None:
-            return network.of_background(background, extra, feature_mask, size, bar)
+            return setup.of_background(background, extra, feature_mask, size, bar)
         if self._fitted is None:
             raise RuntimeError(
                 "There is no population yet: call `fit(background)` first."
             )
         basis, model = self._fitted
-        if fingerprint(network.model) != model:
+        if fingerprint(setup.model) != model:
             raise RuntimeError(
                 "The model's weights, buffers, device or dtype changed since `fit`: "
                 "call `fit(background)` again."
             )
         if feature_mask is None:
             return basis
-        flow = network.flow(basis.population, feature_mask)
+        flow = setup.flow(basis.population, feature_mask)
         return Basis(basis.population, flow)
 
     def _normalization(self, flow: Flow) -> Normalization | None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-from captum_nif.estimators.kernels.compile import kernel
+from captum_nif._compile import kernel
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -17,11 +17,6 @@ from captum_nif.adjacency import (
     node_spans,
     positive_adjacency,
 )
-from captum_nif.brandes import (
-    Tolerance,
-    layered_betweenness,
-    undirected_betweenness,
-)
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Kind
 
@@ -30,7 +25,10 @@ Endpoints = Literal["all", "input-output"]
 
 # Lengths are sums of rounded numbers, and tie if they agree to this precision: sums of
 # reciprocals relative to their size, sums of logarithms as the products they stand for.
-_TOLERANCES = {"log": Tolerance(0.0, 1e-12), "inverse": Tolerance(1e-12, 0.0)}
+_TOLERANCES = {
+    "log": {"relative": 0.0, "absolute": 1e-12},
+    "inverse": {"relative": 1e-12, "absolute": 0.0},
+}
 
 # Without direction, links of length 0 could be walked to and fro for nothing.
 _SHORTEST = 1e-9
@@ -101,6 +99,9 @@ def betweenness_centrality(
         >>> betweenness_centrality(graph)["h"]
         tensor([2., 0.], dtype=torch.float64)
     """
+    # here, so that importing the package does not import numba
+    from captum_nif import brandes
+
     check_graph(graph)
     for name, value, known in (
         ("distance", distance, get_args(Distance)),
@@ -111,16 +112,18 @@ def betweenness_centrality(
     source_kinds, end_kinds = _endpoint_kinds(graph, endpoints)
     lengths = _lengths(positive_adjacency(graph), distance)
     ends = _nodes_of(graph, end_kinds)
-    tolerance = _TOLERANCES[distance]
+    tolerance = brandes.Tolerance(**_TOLERANCES[distance])
     if directed:
         spans = zip(graph.layers, node_spans(graph), strict=True)
         starts = [span for layer, span in spans if layer.kind in source_kinds]
-        betweenness = layered_betweenness(lengths, starts, ends, tolerance)
+        betweenness = brandes.layered_betweenness(lengths, starts, ends, tolerance)
     else:
         sources = _nodes_of(graph, source_kinds).nonzero()[0]
         lengths.data = lengths.data.clip(min=_SHORTEST)
         both_ways = csr_array(lengths + lengths.T)
-        betweenness = undirected_betweenness(both_ways, sources, ends, tolerance)
+        betweenness = brandes.undirected_betweenness(
+            both_ways, sources, ends, tolerance
+        )
         if endpoints == "all":
             betweenness /= 2.0  # every pair was met from both its ends
     return by_layer(graph, betweenness)

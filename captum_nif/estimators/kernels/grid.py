@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_nif.estimators.kernels.compile import Int, kernel
+from captum_nif._compile import Int, kernel
 from captum_nif.estimators.marginals import normal_scores
 
 IntArray = NDArray[np.int32]

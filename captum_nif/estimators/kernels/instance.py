@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from captum_nif._compile import Int, kernel
 from captum_nif.estimators.kernels import lanes
-from captum_nif.estimators.kernels.compile import Int, kernel
 from captum_nif.estimators.kernels.grid import (
     Grid,
     IntArray,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from captum_nif._compile import Int, kernel
 from captum_nif.estimators.kernels import lanes
-from captum_nif.estimators.kernels.compile import Int, kernel
 from captum_nif.estimators.kernels.grid import IntArray
 
 NOWHERE = np.int32(np.iinfo(np.int32).max)

@@ -45,7 +45,7 @@ class Basis(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Network:
+class Setup:
     """A model, with what are its layers and how its links are weighed.
 
     Args:
