@@ -148,6 +148,12 @@ class FlowGraph:
         summary = ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
         return "\n  ".join([f"FlowGraph({summary})", *table])
 
+    def _repr_html_(self) -> str | None:
+        """The page of :func:`~captum_nif.html.save_html` in a frame, for notebooks."""
+        from captum_nif.html import notebook_html
+
+        return notebook_html(self)
+
     def path_sums(self, target: int | None = None, layer: str | None = None) -> Tensor:
         r"""Sums the products of weights over all paths from each input node (Eq. 4).
 
