@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks.data import Dataset, load_dataset, load_digits, load_iris
 from benchmarks.models import accuracy, cnn, mlp, train
 from benchmarks.report import Report
-from captum_nif import NIFAttribution
+from captum_nif import NIFAttribution, plot_attribution_matrix
 
 # As in the paper's Fig. 4: red is negative, blue is positive.
 RED_WHITE_BLUE = LinearSegmentedColormap.from_list("rwb", ["#c0261f", "w", "#1f4fc0"])
@@ -125,18 +125,10 @@ def iris_matrix(seed: int) -> tuple[Dataset, Tensor, float]:
 
 def draw_matrix(matrix: Tensor, dataset: Dataset) -> Figure:
     """The attribution matrix as a heat map with its numbers."""
-    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-    axis = figure.subplots()
-    shown = axis.imshow(matrix, cmap="Blues", vmin=0, aspect="auto")
-    axis.set_xticks(range(len(dataset.class_names)), dataset.class_names)
-    axis.set_yticks(range(len(dataset.feature_names)), dataset.feature_names)
-    axis.set_title("Iris: attribution matrix (Eq. 4, population graph)", fontsize=10)
-    dark = matrix.max().item() * 0.6
-    for i, row in enumerate(matrix.tolist()):
-        for j, value in enumerate(row):
-            colour = "white" if value > dark else "black"
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
-    figure.colorbar(shown, ax=axis, label="sum over paths, nats$^3$")
+    figure = Figure(figsize=(7.0, 2.6), layout="constrained")
+    plot_attribution_matrix(
+        matrix, dataset.feature_names, dataset.class_names, figure.subplots()
+    )
     return figure
 
 

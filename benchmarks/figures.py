@@ -9,7 +9,6 @@ Iris and digits networks are written as interactive pages as well.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,12 +53,7 @@ def show(name: str, data_dir: str | None, seed: int) -> Shown:
 
 def named(graph: FlowGraph, dataset: Dataset) -> FlowGraph:
     """The graph with the names of the data set's features and classes."""
-    names = {"input": dataset.feature_names, "output": dataset.class_names}
-    layers = [
-        replace(layer, labels=names[layer.kind]) if layer.kind in names else layer
-        for layer in graph.layers
-    ]
-    return FlowGraph(layers, graph.links)
+    return graph.named(input=dataset.feature_names, output=dataset.class_names)
 
 
 def draw_flow(graph: FlowGraph) -> Figure:

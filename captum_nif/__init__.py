@@ -6,10 +6,15 @@ from captum_nif.community import communities, gamma_sweep, modularity
 from captum_nif.estimators import MixedKSG, PMIEstimator, Prepared
 from captum_nif.export import write_gexf, write_graphml, write_json
 from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.heatmaps import plot_attribution_matrix, plot_saliency
+from captum_nif.html import save_html, to_html
+from captum_nif.pruning import CurveRow, plot_pruning_curve, prune, pruning_curve
 from captum_nif.summary import flow_shares, summarize
 from captum_nif.tracing import Structure, Trace, trace
+from captum_nif.visualization import plot_flow
 
 __all__ = [
+    "CurveRow",
     "FlowGraph",
     "Layer",
     "Link",
@@ -24,7 +29,15 @@ __all__ = [
     "flow_shares",
     "gamma_sweep",
     "modularity",
+    "plot_attribution_matrix",
+    "plot_flow",
+    "plot_pruning_curve",
+    "plot_saliency",
+    "prune",
+    "pruning_curve",
+    "save_html",
     "summarize",
+    "to_html",
     "trace",
     "write_gexf",
     "write_graphml",

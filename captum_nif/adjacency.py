@@ -81,6 +81,11 @@ def node_flows(graph: FlowGraph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def check_by_layer(graph: FlowGraph, values: Mapping[str, Tensor], name: str) -> None:
     """Refuses numbers of nodes that have other layers or sizes than the graph."""
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"{name} must be a mapping from layers to Tensors, "
+            f"got {type(values).__name__}"
+        )
     names = [layer.name for layer in graph.layers]
     if set(values) != set(names):
         raise ValueError(
@@ -88,6 +93,11 @@ def check_by_layer(graph: FlowGraph, values: Mapping[str, Tensor], name: str) ->
         )
     for layer in graph.layers:
         given = values[layer.name]
+        if not isinstance(given, Tensor):
+            raise TypeError(
+                f"{name}: layer {layer.name!r} must have a Tensor, "
+                f"got {type(given).__name__}"
+            )
         if given.shape != (layer.size,):
             raise ValueError(
                 f"{name}: layer {layer.name!r} has {layer.size} nodes, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -54,7 +55,7 @@ def communities(
         nodes, and so on; a node without links is a community by itself.
 
     Raises:
-        TypeError: If ``graph`` is no ``FlowGraph`` or a number is none.
+        TypeError: If ``graph`` is no ``FlowGraph``, or ``gamma`` or ``seed`` no number.
         ValueError: If ``gamma`` is not more than 0 and finite, or ``method`` unknown.
 
     Examples::
@@ -70,6 +71,9 @@ def communities(
     _check(graph, gamma)
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
+    if not isinstance(seed, numbers.Integral):
+        # Of None networkx would make the global random state.
+        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
     weights = positive_adjacency(graph)
     return by_layer(graph, _labels(_grouped(weights, gamma, method, seed)))
 
@@ -156,6 +160,7 @@ def gamma_sweep(
     Raises:
         TypeError, ValueError: As :func:`communities`.
     """
+    check_graph(graph)
     weights, steps = positive_adjacency(graph), []
     for gamma in gammas:
         partition = communities(graph, gamma, method, seed)
@@ -174,6 +179,8 @@ def gamma_sweep(
 
 def _check(graph: FlowGraph, gamma: float) -> None:
     check_graph(graph)
+    if not isinstance(gamma, numbers.Real):
+        raise TypeError(f"gamma must be a number, got {type(gamma).__name__}")
     if not 0 < gamma < math.inf:
         raise ValueError(f"gamma must be more than 0 and finite, got {gamma}")
 
@@ -191,7 +198,7 @@ def _grouped(
         )
     else:
         found = nx.community.louvain_communities(
-            network, weight="weight", resolution=1 / gamma, seed=seed
+            network, weight="weight", resolution=1 / gamma, seed=int(seed)
         )
     return [set(group) for group in found]
 

@@ -154,6 +154,41 @@ class FlowGraph:
 
         return notebook_html(self)
 
+    def named(self, **labels: Sequence[str]) -> FlowGraph:
+        r"""Gives nodes names of their own, as pictures and exports show them.
+
+        Args:
+            **labels (sequence of str): By the name of a layer, one name per node. The
+                words ``input`` and ``output`` also stand for the layer of that kind,
+                where there is one.
+
+        Returns:
+            FlowGraph: The same layers and links, with the labels.
+
+        Raises:
+            ValueError: If there is no such layer, or not one label per node.
+
+        Examples::
+
+            >>> layers = [Layer("x", 2, "input"), Layer("fc", 1, "output")]
+            >>> graph = FlowGraph(layers, [Link("x", "fc", torch.ones(2, 1))])
+            >>> graph.named(input=["age", "fare"], fc=["survived"]).layers[0].labels
+            ('age', 'fare')
+        """
+        given = {self._by_kind(name): tuple(names) for name, names in labels.items()}
+        layers = [
+            replace(layer, labels=given.get(layer.name, layer.labels))
+            for layer in self.layers
+        ]
+        return FlowGraph(layers, self.links)
+
+    def _by_kind(self, name: str) -> str:
+        """The name of a layer, or of the only one of the kind that is named."""
+        of_kind = [layer.name for layer in self.layers if layer.kind == name]
+        if name not in self._position and len(of_kind) == 1:
+            return of_kind[0]
+        return self.layer(name).name
+
     def path_sums(self, target: int | None = None, layer: str | None = None) -> Tensor:
         r"""Sums the products of weights over all paths from each input node (Eq. 4).
 

@@ -204,6 +204,9 @@ def flow_shares(graph: FlowGraph) -> dict[str, Tensor]:
         of shape [size of the layer]. In a chain the nodes of each layer share 1, less
         what ends at nodes that nothing flows into.
 
+    Raises:
+        TypeError: If ``graph`` is no ``FlowGraph``.
+
     Examples::
 
         >>> from captum_nif.graph import Layer, Link
@@ -212,6 +215,7 @@ def flow_shares(graph: FlowGraph) -> dict[str, Tensor]:
         >>> flow_shares(FlowGraph(layers, [link]))["x"]
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
+    check_graph(graph)
     outputs = [layer for layer in graph.layers if layer.kind == "output"]
     ends = sum(layer.size for layer in outputs)
     shares = {

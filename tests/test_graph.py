@@ -372,3 +372,30 @@ def test_nothing_changes_the_graph(graph):
     graph.top(0.5)
     graph.to_networkx()
     assert graph == before
+
+
+def test_names_are_given_by_layer_or_by_kind():
+    layers = [
+        Layer("x", 2, "input"),
+        Layer("fc1", 2, "hidden"),
+        Layer("fc2", 1, "output", labels=("old",)),
+    ]
+    graph = FlowGraph(layers, [Link("x", "fc1", torch.ones(2, 2))])
+    named = graph.named(input=["a", "b"], fc1=["u", "v"])
+    assert [layer.labels for layer in named.layers] == [
+        ("a", "b"),
+        ("u", "v"),
+        ("old",),
+    ]
+    assert named.links == graph.links
+    assert [layer.labels for layer in graph.layers] == [None, None, ("old",)]
+    with pytest.raises(ValueError, match="no layer 'fc9'"):
+        graph.named(fc9=["a"])
+    with pytest.raises(ValueError, match="3 labels for 2 nodes"):
+        graph.named(x=["a", "b", "c"])
+
+
+def test_a_kind_with_two_layers_is_no_name():
+    layers = [Layer(name, 1, "input") for name in ("input0", "input1")]
+    with pytest.raises(ValueError, match="no layer 'input'"):
+        FlowGraph(layers, []).named(input=["a"])
