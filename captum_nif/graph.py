@@ -7,6 +7,7 @@ import operator
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, SupportsIndex
 
 import torch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from captum_nif.activations import run_population
-from captum_nif.checks import check_sizes
+from captum_nif.checks import check_inputs, check_sizes
 from captum_nif.graph import FlowGraph
 from captum_nif.pruning.masking import Level, find_units
 from captum_nif.pruning.units import (
@@ -99,8 +99,8 @@ def pruning_curve(
 
     Raises:
 
-        TypeError, ValueError: See :func:`prune`; also if the data is empty or its
-            classes do not fit the model's output.
+        TypeError, ValueError: See :func:`prune`; also if the data is empty or not
+            finite, or its classes do not fit the model's output.
 
     Examples::
 
@@ -309,6 +309,7 @@ def _batches(model: nn.Module, data: Data) -> list[Batch]:
             raise TypeError(_EXPECTED.format(f"a batch of {kinds}"))
         check_sizes(batch, "the data")
         *inputs, classes = (x.to(device) for x in batch)
+        check_inputs(model, inputs, "the data")
         batches.append((tuple(inputs), classes))
     if not batches:
         raise ValueError("the data is empty: accuracy is measured on samples")

@@ -54,7 +54,7 @@ def connections(
         ValueError: if the graph is another model's, or a weight is no parameter.
     """
     entries, flows, left_alone, count = [], [_NOTHING], [], 0
-    for weight in _weights(model, graph):
+    for weight in _weights(model, graph, wires):
         n_nodes, n_columns = weight.sizes
         reads, unknown = _reads_of(weight, n_columns, graph, wires)
         if unknown or weight.outsiders:
@@ -96,7 +96,7 @@ def nodes(model: nn.Module, graph: FlowGraph, wires: Mapping[Call, Reads]) -> Un
     """
     share, names = path_flow(graph), _names_of_parameters(model)
     entries, flows, layers, left_alone, count = [], [_NOTHING], [], [], 0
-    for weight in _weights(model, graph):
+    for weight in _weights(model, graph, wires):
         if any(layer.kind == "output" for layer, _ in weight.calls):
             continue  # classes stay
         if weight.outsiders:
@@ -174,7 +174,9 @@ class _Weight:
         return f"{layers} (tied to {', '.join(map(repr, self.outsiders))})"
 
 
-def _weights(model: nn.Module, graph: FlowGraph) -> list[_Weight]:
+def _weights(
+    model: nn.Module, graph: FlowGraph, wires: Mapping[Call, Reads]
+) -> list[_Weight]:
     """The weights of the layers of a graph, which fit it."""
     names = _names_of_parameters(model)
     modules: dict[int, nn.Module] = {}
@@ -198,13 +200,24 @@ def _weights(model: nn.Module, graph: FlowGraph) -> list[_Weight]:
     ]
     for weight in weights:
         size, _ = weight.sizes
-        for layer, _ in weight.calls:
+        for layer, call in weight.calls:
             if layer.size != size:
                 raise ValueError(
                     f"the graph's layer {layer.name!r} has {layer.size} nodes, and the "
                     f"model's {size}: the graph was made of another model"
                 )
+            for source in wires.get(call, {}):
+                if source not in _linked(graph, layer):
+                    raise ValueError(
+                        f"the model's layer {layer.name!r} reads {source!r}, and the "
+                        "graph has no such link: it was made of another model"
+                    )
     return weights
+
+
+def _linked(graph: FlowGraph, layer: Layer) -> list[str]:
+    """The layers that a layer has links from."""
+    return [link.source for link in graph.links if link.target == layer.name]
 
 
 def _names_of_parameters(model: nn.Module) -> Mapping[int, list[Name]]:
@@ -239,20 +252,13 @@ def _reads_by_source(
     graph: FlowGraph, layer: Layer, n_columns: int, reads: Reads
 ) -> dict[str, Tensor]:
     """Nodes and columns by source, for the links of a layer that have weights."""
-    linked = [link.source for link in graph.links if link.target == layer.name]
-    for name in reads:
-        if name not in linked:
-            raise ValueError(
-                f"the model's layer {layer.name!r} reads {name!r}, and the graph has "
-                "no such link: it was made of another model"
-            )
     # What is mixed with others on its way, as by attention, has no column of its own.
     known = {name: pairs for name, pairs in reads.items() if pairs is not None}
     if known:
         return {name: pairs for name, pairs in known.items() if pairs.numel()}
     # Where everything is mixed, as by a norm written out, columns keep their places.
     by_place = {}
-    for source in map(graph.layer, linked):
+    for source in map(graph.layer, _linked(graph, layer)):
         if source.shape[0] != n_columns:
             return {}
         places = torch.arange(source.size)

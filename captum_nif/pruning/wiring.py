@@ -268,6 +268,8 @@ def _example(
             f"has inputs of {[layer.size for layer in inputs]} nodes: give what the "
             "model is called with, and a graph without groups of features"
         )
+    # What is NaN would count as dyed.
+    check_inputs(model, samples, "`example_inputs`")
     count = len(samples[0])
     return [
         (x, isinstance(x, Tensor) and x.dim() > 0 and len(x) == count)
