@@ -213,9 +213,8 @@ def draw_scaling(rows: Sequence[Mapping[str, object]]) -> Figure:
 
 def main() -> None:
     """Measures and writes the report."""
-    parser = argument_parser("bench_attribution", __doc__ or "", (*TASKS, "scaling"))
-    dataset = next(a for a in parser._actions if a.dest == "dataset")
-    dataset.nargs, dataset.default = "+", [*TASKS, "scaling"]
+    tasks = (*TASKS, "scaling")
+    parser = argument_parser("bench_attribution", __doc__ or "", tasks, several=True)
     parser.add_argument("--background", type=int, default=500, help="samples fitted")
     parser.add_argument("--repeats", type=int, default=20, help="calls of each method")
     parser.add_argument("--memory-of", type=json.loads, help="for the benchmark itself")

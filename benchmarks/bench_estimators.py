@@ -2,7 +2,7 @@
 
 Time per link on one thread, in processor time, methods taking turns; the median of
 several rounds counts. Bias and spread of mutual information on pairs whose true
-value is known.
+value is known, and the error of single samples' pointwise values.
 """
 
 from __future__ import annotations
@@ -246,6 +246,36 @@ def accuracy_rows(n: int, k: int, seeds: int, seed: int) -> list[Row]:
     return rows
 
 
+def single_sample_rows(n: int, seeds: int, seed: int, rho: float = 0.6) -> list[Row]:
+    """How well the PMI of one sample is known: a Gaussian pair, its density known."""
+    neighbours = (3, 5, 10, 20, 50)
+    found: dict[int, list[tuple[float, float]]] = {k: [] for k in neighbours}
+    for i in range(seeds):
+        pair = gaussian(np.random.default_rng((seed, i)), n, rho)
+        square, product = (pair**2).sum(0), pair[0] * pair[1]
+        truth = -math.log(1 - rho**2) / 2 + (rho * product - rho**2 * square / 2) / (
+            1 - rho**2
+        )
+        x, y = torch.from_numpy(pair)[:, :, None]
+        for k in neighbours:
+            pmi = MixedKSG(k).pmi(x, y)[:, 0, 0].numpy()
+            error = float(np.sqrt(np.mean((pmi - truth) ** 2)))
+            found[k].append((float(np.corrcoef(pmi, truth)[0, 1]), error))
+    rows: list[Row] = []
+    for k, pairs in found.items():
+        correlations, errors = zip(*pairs, strict=True)
+        rows.append(
+            {
+                "N": n,
+                "k": k,
+                "correlation with true PMI": float(np.mean(correlations)),
+                "sd": float(np.std(correlations, ddof=1)),
+                "RMS error, nats": float(np.mean(errors)),
+            }
+        )
+    return rows
+
+
 def main() -> None:
     """Run it."""
     parser = argument_parser("bench_estimators", __doc__.splitlines()[0], ["synthetic"])
@@ -291,6 +321,11 @@ def main() -> None:
         "accuracy",
         f"Mutual information, {options.seeds} seeds: bias and standard deviation in "
         "thousandths of a nat.",
+    )
+    report.table(
+        single_sample_rows(1000, options.seeds, options.seed),
+        "single",
+        f"PMI of single samples of a Gaussian pair, rho = 0.6, {options.seeds} seeds.",
     )
     bar.close()
     for path in report.write(options.out):

@@ -34,7 +34,7 @@ _VERSIONS_OF = ("torch", "captum", "numpy", "scipy", "numba")
 
 
 def argument_parser(
-    name: str, description: str, datasets: Sequence[str]
+    name: str, description: str, datasets: Sequence[str], several: bool = False
 ) -> argparse.ArgumentParser:
     r"""
     The options that all benchmarks have; a benchmark adds its own.
@@ -44,6 +44,8 @@ def argument_parser(
         name (str): Module of the benchmark within :mod:`benchmarks`.
         description (str): What it measures.
         datasets (Sequence[str]): What ``--dataset`` chooses from, the default first.
+        several (bool, optional): Whether it takes several, and all by default.
+            Default: ``False``
 
     Returns:
 
@@ -62,7 +64,11 @@ def argument_parser(
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--dataset", choices=datasets, default=datasets[0], help="what it is run on"
+        "--dataset",
+        choices=datasets,
+        nargs="+" if several else None,
+        default=list(datasets) if several else datasets[0],
+        help="what it is run on",
     )
     parser.add_argument(
         "--data-dir",

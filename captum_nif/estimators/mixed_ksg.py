@@ -79,7 +79,7 @@ class MixedKSG:
 
         k (int, optional): Number of neighbours, at least 1. Small k follows fine
             structure, large k is less noisy: the correlation of single-sample values
-            with the true PMI is about 0.77, 0.86 and 0.90 at k = 5, 10 and 20.
+            with the true PMI is about 0.77, 0.85 and 0.90 at k = 5, 10 and 20.
             Default: 10
         formula (str, optional): ``"corrected"`` or ``"paper"``.
             Default: ``"corrected"``
