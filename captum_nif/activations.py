@@ -18,7 +18,7 @@ import torch
 from captum._utils.progress import progress
 from torch import Tensor, nn
 
-from captum_nif.checks import check_inputs, check_same, check_sizes
+from captum_nif.checks import check_inputs, check_same, check_sizes, is_stochastic
 from captum_nif.layers import Layer
 from captum_nif.tracing import Structure, Trace, trace
 
@@ -284,8 +284,9 @@ def _check_arity(model: nn.Module, n_inputs: int, n_extra: int) -> None:
 
 
 def fingerprint(model: nn.Module) -> int:
-    """A checksum of the model's parameters and buffers, their devices and dtypes."""
-    state = 0
+    """A checksum of the model's parameters, buffers, devices, dtypes and modes."""
+    modes = [m.training for m in model.modules() if is_stochastic(m)]
+    state = zlib.crc32(bytes(modes))
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         described = f"{name} {tensor.dtype} {tensor.device} {tuple(tensor.shape)}"
         state = zlib.crc32(described.encode(), state)

@@ -75,11 +75,13 @@ class NIFAttribution(Attribution):
     sample of a batch of at least 32 is explained against the rest of the batch.
 
     PMI is positive where two values occur together more often than chance and negative
-    where they do so less often, so attributions have signs that say "typical" and
-    "untypical of this class", not "raises" and "lowers the logit". PMI of a single
-    sample is noisy. Where all attributions are 0, no information was found: dead units,
-    or constant inputs. NoiseTunnel and ``sensitivity_max`` pass many near-copies of a
-    sample in one batch: fit a background first, or neighbours will be copies.
+    where they do so less often, whether the values are high or low. So the sign of an
+    attribution does not say "for" or "against" a class, nor "raises" or "lowers the
+    logit": maps of one sample for different classes are much alike, and two negative
+    links make a positive path. PMI of a single sample is noisy. Where all attributions
+    are 0, no information was found: dead units, or constant inputs. NoiseTunnel and
+    ``sensitivity_max`` pass many near-copies of a sample in one batch: fit a background
+    first, or neighbours will be copies.
 
     Args:
 
@@ -172,6 +174,12 @@ class NIFAttribution(Attribution):
             )
         LinkRule(self.estimator, self.relevance, self.beta)
         self._fitted: tuple[Basis, int] | None = None  # with the model's fingerprint
+
+    def __repr__(self) -> str:
+        basis = None if self._fitted is None else self._fitted[0]
+        state = f"{basis.population.size} samples fitted" if basis else "not fitted"
+        model = type(self.forward_func).__name__
+        return f"NIFAttribution({model}, {self.estimator!r}, {state})"
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -305,7 +313,9 @@ class NIFAttribution(Attribution):
             **Tensor** or **tuple of Tensor**: attributions of the shape, dtype and
             device of ``inputs`` (of integer inputs: in the default dtype). Their unit
             is nats to the power of the number of links on a path, or none where links
-            are normalised.
+            are normalised. They equal ``nif.flow(inputs)[i].path_sums(target)``, after
+            ``.normalized("node")`` where ``normalize`` says so, as ``"auto"`` does on
+            networks with skips.
 
         Raises:
 
@@ -408,7 +418,8 @@ class NIFAttribution(Attribution):
             feature_mask (Tensor or tuple of Tensor, optional): See :meth:`attribute`;
                 the nodes of an input are then its groups, by ascending number.
                 Default: None
-            layer (str or Module, optional): Where ``target`` lies.
+            layer (str or Module, optional): End the graph at this layer, which takes
+                the place of the output: what does not lead to it is left out.
                 Default: None (the output)
             internal_batch_size (int, optional): Samples in a forward pass.
                 Default: 64
@@ -550,8 +561,8 @@ class NIFAttribution(Attribution):
         basis, model = self._fitted
         if fingerprint(setup.model) != model:
             raise RuntimeError(
-                "The model's weights, buffers, device or dtype changed since `fit`: "
-                "call `fit(background)` again."
+                "The model's weights, buffers, device, dtype or training mode changed "
+                "since `fit`: call `fit(background)` again."
             )
         if feature_mask is None:
             return basis

@@ -176,7 +176,7 @@ def _share_of_copies(x: Tensor) -> float:
 def warn_if_training(model: nn.Module) -> None:
     """Warns where training mode makes values depend on the batch or on chance."""
     for module in model.modules():
-        if module.training and _is_stochastic(module):
+        if module.training and is_stochastic(module):
             warn(
                 f"The model is in training mode, and its {type(module).__name__} makes "
                 "values depend on the batch or on chance: call `model.eval()` first."
@@ -184,7 +184,8 @@ def warn_if_training(model: nn.Module) -> None:
             return
 
 
-def _is_stochastic(module: nn.Module) -> bool:
+def is_stochastic(module: nn.Module) -> bool:
+    """Whether a module does otherwise in training mode than in evaluation."""
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.dropout > 0
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)

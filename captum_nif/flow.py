@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 from captum_nif.estimators import Prepared
 from captum_nif.features import FeatureGroups
 from captum_nif.graph import FlowGraph
-from captum_nif.layers import Link
+from captum_nif.layers import Layer, Link
 from captum_nif.links import LinkRule
 from captum_nif.paths import Normalization, backward_sums
 from captum_nif.tracing import Structure
@@ -101,15 +101,16 @@ class Flow:
         """The graph whose links carry mutual information, in nats.
 
         Args:
-            end (str): the layer whose nodes are explained.
+            end (str): the layer where the graph ends.
             node (int or None): keep only what flows into this node of ``end``; None
                 keeps all.
             tick (Callable): called once per link.
         """
         self._check_redundancy()
         redundancy: dict[str, Tensor | float] = {}
+        layers, ends = self._up_to(end)
         links = []
-        for source, target in self.links:
+        for source, target in ends:
             if source not in redundancy:
                 redundancy[source] = self.rule.redundancy(self.values[source])
             weight = self.rule.population(
@@ -119,7 +120,7 @@ class Flow:
                 weight = _only(weight, torch.tensor(node))
             links.append(Link(source, target, weight))
             tick()
-        return FlowGraph(self.layers, links)
+        return FlowGraph(layers, links)
 
     def instance_graphs(
         self,
@@ -133,21 +134,22 @@ class Flow:
         Args:
             query (Mapping or None): node values of the samples explained, [S, size] by
                 layer; None explains the population's samples against each other.
-            end (str): the layer whose nodes are explained.
+            end (str): the layer where the graph ends.
             nodes (Tensor or None): keep only what flows into these nodes of ``end``,
                 [S]; None keeps all.
             tick (Callable): called once per link and block of samples.
         """
         graphs = []
+        layers, ends = self._up_to(end)
         for part, weight_of in self._blocks(query):
             links: list[list[Link]] = []
-            for link in self.links:
+            for link in ends:
                 weight = weight_of(link)
                 if nodes is not None and link.target == end:
                     weight = _only(weight, nodes[part])
                 links.append([Link(*link, single) for single in weight.unbind()])
                 tick()
-            graphs += [FlowGraph(self.layers, own) for own in zip(*links, strict=True)]
+            graphs += [FlowGraph(layers, own) for own in zip(*links, strict=True)]
         return graphs
 
     def attributions(
@@ -188,6 +190,19 @@ class Flow:
         return {
             name: self._spread(name, torch.cat(parts)) for name, parts in sums.items()
         }
+
+    def _up_to(self, end: str) -> tuple[list[Layer], list[Ends]]:
+        """The inputs and all that leads to a layer, which then is the output."""
+        needed = {end}
+        for link in reversed(self.links):  # by their targets, in topological order
+            if link.target in needed:
+                needed.add(link.source)
+        layers = [
+            replace(layer, kind="output") if layer.name == end else layer
+            for layer in self.layers
+            if layer.kind == "input" or layer.name in needed
+        ]
+        return layers, [link for link in self.links if link.target in needed]
 
     def steps(self, query: Mapping[str, Tensor] | None) -> int:
         """How often a tick is called for these queries, at most."""

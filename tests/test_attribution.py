@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from dataclasses import replace
 
 import oracles_flow as oracle
 import pytest
@@ -304,15 +305,20 @@ def test_layer_by_name_and_by_module_agree(net):
     )
 
 
-def test_layer_restricts_the_graph_to_a_target():
+def test_a_graph_ends_at_the_layer_and_node_asked_for():
     nif, x = nif_of(made(Skip)).fit(samples(Skip, 40)), samples(Skip, 2)
     full, only = nif.flow(x), nif.flow(x, target=[0, 2], layer="fc2")
+    leading = [link for link in Skip.links if link[1] in ("fc1", "fc2")]
     for s, node in enumerate([0, 2]):
-        for a, b in zip(full[s].links, only[s].links, strict=True):
-            expected = a.weight.clone()
-            if b.target == "fc2":
+        assert [link.ends for link in only[s].links] == leading
+        assert only[s].layers[-1] == replace(full[s].layer("fc2"), kind="output")
+        weights = {link.ends: link.weight for link in full[s].links}
+        for link in only[s].links:
+            expected = weights[link.ends].clone()
+            if link.target == "fc2":
                 expected[:, [j for j in range(3) if j != node]] = 0.0
-            assert torch.equal(b.weight, expected)
+            assert torch.equal(link.weight, expected)
+    assert [link.ends for link in nif.flow(layer="fc2").links] == leading
     population, one = nif.flow(), nif.flow(target=1)
     assert torch.equal(one.path_sums(1), population.path_sums(1))
     assert not one.path_sums(0).any()
@@ -684,3 +690,38 @@ def test_progress_is_drawn_when_asked_for(capsys):
     drawn = capsys.readouterr().err
     for bar in ("background", "attribution", "population graph", "NIF graphs"):
         assert bar in drawn
+
+
+def test_the_sign_does_not_tell_one_class_from_another():
+    """Logits x and -x share all their information, whichever is higher."""
+    model = nn.Linear(1, 2, bias=False).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    x = torch.linspace(-2, 2, 101).unsqueeze(1)
+    nif = NIFAttribution(model).fit(x)
+    assert (nif.attribute(x, target=0) > 0).all()
+    assert torch.equal(nif.attribute(x, target=0), nif.attribute(x, target=1))
+
+
+def test_a_fit_in_training_mode_does_not_serve_evaluation():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match="training mode"):
+        nif = NIFAttribution(model).fit(torch.randn(40, 4))
+    model.eval()
+    with pytest.raises(RuntimeError, match="training mode changed"):
+        nif.attribute(torch.randn(2, 4), target=0)
+
+
+def test_a_mode_without_effect_may_change():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    nif = NIFAttribution(model).fit(torch.randn(40, 4))
+    nif.attribute(torch.randn(2, 4), target=0)
+    model.eval()
+    nif.attribute(torch.randn(2, 4), target=0)
+
+
+def test_repr_tells_what_was_fitted():
+    nif = NIFAttribution(nn.Linear(4, 2).eval(), estimator=MixedKSG(k=3))
+    assert repr(nif).startswith("NIFAttribution(Linear, MixedKSG(k=3")
+    assert repr(nif).endswith("not fitted)")
+    assert repr(nif.fit(torch.randn(40, 4))).endswith("40 samples fitted)")

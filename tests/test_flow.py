@@ -73,9 +73,11 @@ def test_ticks_count_links(flow):
 
 def test_only_what_flows_into_one_node(flow):
     full, only = flow.population_graph("y"), flow.population_graph("h", 1)
-    assert torch.equal(only.links[1].weight, full.links[1].weight)
-    assert torch.equal(only.links[0].weight[:, 1], full.links[0].weight[:, 1])
-    assert not only.links[0].weight[:, [0, 2]].any()
+    assert [layer.name for layer in only.layers] == ["x", "ids", "h"]
+    assert [layer.kind for layer in only.layers] == ["input", "input", "output"]
+    [link] = only.links
+    assert torch.equal(link.weight[:, 1], full.links[0].weight[:, 1])
+    assert not link.weight[:, [0, 2]].any()
 
 
 def test_chains(flow):

@@ -185,7 +185,7 @@ class MixedKSG:
 
         It is the mean over samples of :meth:`pmi`, whose [N, a, b] values are never
         held. It may be slightly negative for independent variables; it is not clipped,
-        so that its mean over many pairs stays unbiased.
+        so that noise around 0 averages out.
 
         Args:
 
