@@ -13,10 +13,10 @@ averaged to [N, C]. So the value is taken after activations, norms, dropout and 
 but before a residual sum, and before branches part. Nothing is read from the model's
 source: the model runs, and whatever Python did is what is traced.
 
-A recurrent or attention module is one layer, whose value is the mean of its sequence over
-time, also where only a state such as an LSTM's ``h_n`` is read. Token ids are categories
-and no nodes: an embedding starts anew. What cannot be followed is refused, with an error
-that names the layer and the cause.
+A recurrent or attention module is one layer, whose value is the mean of its sequence
+over time, also where only a state such as an LSTM's ``h_n`` is read. Token ids are
+categories and no nodes: an embedding starts anew. What cannot be followed is refused,
+with an error that names the layer and the cause.
 """
 
 from __future__ import annotations

@@ -233,6 +233,46 @@ def test_graphs_without_flow_have_no_centre(directed):
             assert found[layer.name].dtype == torch.float64
 
 
+@pytest.mark.parametrize("directed", [True, False])
+@pytest.mark.parametrize("endpoints", ENDPOINTS)
+def test_parts_of_a_graph_do_not_know_of_each_other(directed, endpoints):
+    parts = [random_graph(seed, sizes=(4, 3, 2)) for seed in (6, 7)]
+    largest = max(float(link.weight.max()) for link in parts[0].links)
+    scaled = [  # both parts have the same largest weight, which "log" divides by
+        [
+            Link(
+                *link.ends,
+                link.weight * largest / max(float(x.weight.max()) for x in part.links),
+            )
+            for link in part.links
+        ]
+        for part in parts
+    ]
+    alone = [
+        betweenness_centrality(
+            FlowGraph(part.layers, links), endpoints=endpoints, directed=directed
+        )
+        for part, links in zip(parts, scaled, strict=True)
+    ]
+    layers = [
+        Layer(f"{n}:{layer.name}", layer.size, layer.kind)
+        for n, part in enumerate(parts)
+        for layer in part.layers
+    ]
+    links = [
+        Link(f"{n}:{link.source}", f"{n}:{link.target}", link.weight)
+        for n, part in enumerate(scaled)
+        for link in part
+    ]
+    found = betweenness_centrality(
+        FlowGraph(layers, links), endpoints=endpoints, directed=directed
+    )
+    for n, values in enumerate(alone):
+        for name, value in values.items():
+            torch.testing.assert_close(found[f"{n}:{name}"], value, rtol=0, atol=1e-9)
+    assert sum(float(value.sum()) for value in found.values()) > 0
+
+
 def test_no_path_turns_back_over_a_very_short_link():
     # h and y are so close that the way x, h, y, h ties with x, h but for rounding.
     layers = [Layer("x", 1, "input"), Layer("h", 1, "hidden"), Layer("y", 1, "output")]

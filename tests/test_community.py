@@ -197,13 +197,56 @@ def test_nodes_without_flow_are_alone(method):
         ({"gamma": 0}, ValueError, "gamma must be more than 0 and finite, got 0"),
         ({"gamma": float("nan")}, ValueError, "got nan"),
         ({"gamma": float("inf")}, ValueError, "got inf"),
+        ({"gamma": "1"}, TypeError, "gamma must be a number, got str"),
         ({"method": "leiden"}, ValueError, "'louvain', 'greedy'.*got 'leiden'"),
         ({"graph": nx.Graph()}, TypeError, "must be a FlowGraph, got Graph"),
+        # networkx would draw from the global random state
+        ({"seed": None}, TypeError, "seed must be an int, got NoneType"),
+        ({"seed": 1.5}, TypeError, "seed must be an int, got float"),
     ],
 )
 def test_communities_refuse_bad_input(arguments, error, message):
+    graph = arguments.get("graph", planted()[0])
+    others = {name: arguments[name] for name in {*arguments} - {"graph", "gamma"}}
     with pytest.raises(error, match=message):
-        communities(**{"graph": planted()[0], **arguments})
+        communities(**{"graph": graph, **arguments})
+    with pytest.raises(error, match=message):
+        gamma_sweep(graph, [arguments.get("gamma", 1.0)], **others)
+
+
+def test_a_sweep_without_resolutions_still_refuses_what_is_no_graph():
+    assert gamma_sweep(planted()[0], []) == []
+    with pytest.raises(TypeError, match="must be a FlowGraph, got Graph"):
+        gamma_sweep(nx.Graph(), [])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_flow_does_not_cross_between_parts(method):
+    """A graph in two parts, which tie neither by links nor by their order."""
+    layers = [
+        Layer("x1", 2, "input"),
+        Layer("x2", 2, "input"),
+        Layer("y1", 2, "output"),
+        Layer("y2", 2, "output"),
+    ]
+    links = [Link("x1", "y1", torch.ones(2, 2)), Link("x2", "y2", torch.ones(2, 2))]
+    graph = FlowGraph(layers, links)
+    found = communities(graph, method=method)
+    assert {name: labels.tolist() for name, labels in found.items()} == {
+        "x1": [0, 0],
+        "x2": [1, 1],
+        "y1": [0, 0],
+        "y2": [1, 1],
+    }
+    assert modularity(graph, found) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_graph_of_one_layer_is_all_loners(method):
+    graph = FlowGraph([Layer("x", 3, "input")], [])
+    assert communities(graph, method=method)["x"].tolist() == [0, 1, 2]
+    (step,) = gamma_sweep(graph, [0.5], method)
+    assert (step.count, step.modularity) == (3, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +255,16 @@ def test_communities_refuse_bad_input(arguments, error, message):
         ({"z": torch.zeros(1).long()}, ValueError, r"layers \['h', 'x', 'y', 'z'\]"),
         ({"x": torch.zeros(2).long()}, ValueError, r"'x' has 9 nodes.*\(2,\)"),
         ({"x": torch.zeros(9)}, TypeError, "must be integers, got torch.float32"),
+        ({"x": [0] * 9}, TypeError, "'x' must have a Tensor, got list"),
     ],
 )
 def test_modularity_refuses_other_partitions(change, error, message):
     graph, truth = planted()
     with pytest.raises(error, match=message):
         modularity(graph, truth | change)
+
+
+def test_modularity_refuses_what_is_no_partition():
+    graph, truth = planted()
+    with pytest.raises(TypeError, match=r"mapping from layers .*, got list"):
+        modularity(graph, [*truth.values()])

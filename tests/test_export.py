@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import xml.etree.ElementTree as ET
 
 import networkx as nx
@@ -175,6 +176,51 @@ def test_bad_input_writes_nothing(tmp_path, write):
         write(graph, path, betweenness={"x": torch.tensor([0.0, math.nan])})
     with pytest.raises(ValueError, match=r"community has the layers \['y'\]"):
         write(graph, path, community={"y": torch.zeros(2).long()})
+    with pytest.raises(TypeError, match="betweenness: layer 'x' must have a Tensor"):
+        write(graph, path, betweenness={"x": [0.0, 1.0]})
     with pytest.raises(FileNotFoundError, match="its folder does not exist"):
         write(graph, tmp_path / "missing" / "flow")
+    with pytest.raises(IsADirectoryError, match="it is a folder; name a file"):
+        write(graph, tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_read_only_folder_stays_as_it_was(tmp_path, write):
+    path = tmp_path / "flow"
+    path.write_text("kept")
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(PermissionError):
+            write(FlowGraph([Layer("x", 2, "input")], []), path)
+        assert [file.name for file in tmp_path.iterdir()] == ["flow"]
+        assert path.read_text() == "kept"
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_what_fails_late_leaves_the_older_file(tmp_path, write):
+    """Flows add up to more than float64 holds: no number that JSON could write."""
+    path = tmp_path / "flow"
+    path.write_text("kept")
+    layers = [Layer("x", 2, "input"), Layer("y", 1, "output", labels=("\x00",))]
+    weight = torch.full((2, 1), 1.7e308, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"not JSON compliant|XML cannot hold"):
+        write(FlowGraph(layers, [Link("x", "y", weight)]), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["flow"]
+    assert path.read_text() == "kept"
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_negative_links_keep_their_sign(tmp_path, write):
+    layers = [Layer("x", 2, "input"), Layer("y", 1, "output")]
+    weight = torch.tensor([[-0.75], [0.25]], dtype=torch.float64)
+    write(FlowGraph(layers, [Link("x", "y", weight)]), tmp_path / "flow")
+    edges = read(tmp_path / "flow").edges(data=True)
+    assert [(data["weight"], data["share"]) for *_, data in edges] == [
+        (-0.75, 0.75),
+        (0.25, 0.25),
+    ]

@@ -1,6 +1,7 @@
 import copy
 import itertools
 from collections import Counter
+from math import nan
 
 import numpy as np
 import pytest
@@ -839,6 +840,15 @@ def bad_inputs():
         "other sizes": (mlp(4, 5, 3), graph, 0.5, "link", ValueError, "another"),
         "other inputs": (mlp(5, 6, 3), graph, 0.5, "link", ValueError, "another"),
         "other links": (model, missing, 0.5, "link", ValueError, "no such link"),
+        "other links, nodes": (model, missing, 1, "node", ValueError, "no such link"),
+        "one layer": (
+            model,
+            FlowGraph(graph.layers[:1], []),
+            0.5,
+            "link",
+            ValueError,
+            "no connections to prune",
+        ),
         "groups": (model, grouped, 0.5, "link", ValueError, "groups of features"),
         "scripted": (
             torch.jit.trace(model, torch.zeros(1, 4), check_trace=False),
@@ -892,6 +902,8 @@ def test_examples_that_do_not_fit_the_graph_are_refused():
         prune(model, graph_of(model, (4,)), 0.5, example_inputs=[torch.randn(2, 4)])
     with pytest.raises(ValueError, match=r"\[5\] elements.*\[4\] nodes"):
         prune(model, graph_of(model, (4,)), 0.5, example_inputs=torch.randn(2, 5))
+    with pytest.raises(ValueError, match="`example_inputs` holds NaN"):
+        prune(model, graph_of(model, (4,)), 0.5, example_inputs=torch.full((2, 4), nan))
 
 
 # --- curves ---------------------------------------------------------------------------
@@ -1065,6 +1077,11 @@ def test_models_with_two_inputs():
     [
         ((torch.zeros(5, 4), torch.zeros(4).long()), ValueError, "same"),
         ((torch.zeros(5, 4), torch.zeros(5)), ValueError, "float32"),
+        (
+            (torch.full((5, 4), nan), torch.zeros(5).long()),
+            ValueError,
+            "data holds NaN",
+        ),
         ((torch.zeros(5, 4), torch.full((5,), 3)), ValueError, "between 0 and 2"),
         ((torch.zeros(5, 4), torch.zeros(5, 1).long()), ValueError, r"\(5, 1\)"),
         ((torch.zeros(5, 4),), TypeError, "classes last"),

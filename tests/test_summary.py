@@ -168,10 +168,24 @@ def test_html_shows_the_same_cells_and_escapes_names():
     assert cells == ["<script>", "input", "1", "0", "0", "1", "0.0", "-", "-"]
 
 
+def test_negative_flow_counts_by_its_size_and_nothing_else():
+    layers = [Layer("x", 2, "input"), Layer("h", 2, "hidden"), Layer("y", 1, "output")]
+    links = [
+        Link("x", "h", torch.tensor([[-0.5, 0.0], [-0.5, 0.0]])),
+        Link("h", "y", torch.tensor([[-0.25], [0.5]])),
+    ]
+    x, h, y = summarize(FlowGraph(layers, links)).layers
+    assert (x.flow_out, h.flow_in, h.flow_out, y.flow_in) == (1.0, 1.0, 0.75, 0.75)
+    assert h.dead == ("h[1]",)
+    assert x.central == h.central == y.central == ()
+
+
 def test_bad_input():
     graph = narrow_graph()
     with pytest.raises(TypeError, match="must be a FlowGraph, got DiGraph"):
         summarize(nx.DiGraph())
+    with pytest.raises(TypeError, match="must be a FlowGraph, got DiGraph"):
+        flow_shares(nx.DiGraph())
     with pytest.raises(ValueError, match=r"betweenness has the layers \['x'\]"):
         summarize(graph, betweenness={"x": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"partition has the layers \['x'\]"):

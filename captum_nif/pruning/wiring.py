@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
+from captum_nif.checks import check_inputs
 from captum_nif.graph import FlowGraph
 from captum_nif.labels import on_axis
 from captum_nif.layers import Layer
