@@ -14,11 +14,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from captum._utils.progress import progress
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from captum_nif.checks import check_inputs, check_same, check_sizes, is_stochastic
+from captum_nif.checks import (
+    check_inputs,
+    check_same,
+    check_sizes,
+    counted,
+    is_stochastic,
+)
 from captum_nif.layers import Layer
 from captum_nif.tracing import Structure, Trace, trace
 
@@ -74,29 +82,42 @@ def run_population(
     Raises:
         TypeError: if the batches hold no tensors.
         ValueError: if there are none, if values are not finite, if the shapes of
-            samples differ, or if the model takes another path for a later batch.
+            samples differ or the model cannot take them, or if it takes another path
+            for a later batch.
     """
     structure: Structure | None = None
-    dtypes: tuple[torch.dtype, ...] = ()
+    first: tuple[Tensor, ...] = ()
     parts: list[dict[str, Tensor]] = []
     for inputs, extra in batches:
+        first = first or inputs
+        _check_alike(first, inputs, what)
         found = _run_batch(model, inputs, extra, layers, what)
-        if structure is None:
-            structure = found.structure
-            dtypes = tuple(x.dtype for x in inputs)
+        structure = structure or found.structure
         check_same(structure, found.structure, what)
-        if tuple(x.dtype for x in inputs) != dtypes:
-            raise ValueError(
-                f"The inputs of {what} have dtypes {[str(x.dtype) for x in inputs]} in "
-                f"one batch and {[str(d) for d in dtypes]} in another: give one dtype."
-            )
         parts.append(found.values)
     if structure is None:
         raise ValueError(
             f"{what.capitalize()} is empty: probabilities are estimated from samples."
         )
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Population(structure, values, dtypes)
+    return Population(structure, values, tuple(x.dtype for x in first))
+
+
+def _check_alike(
+    first: tuple[Tensor, ...], inputs: tuple[Tensor, ...], what: str
+) -> None:
+    """Refuses a batch of other inputs than the first, before the model sees it."""
+    expected, shapes = ([tuple(x.shape[1:]) for x in xs] for xs in (first, inputs))
+    if shapes != expected:
+        raise ValueError(
+            f"Samples of {what} have shapes {shapes} in one batch, expected {expected} "
+            "as in the first: give samples of one shape."
+        )
+    if [x.dtype for x in inputs] != [x.dtype for x in first]:
+        raise ValueError(
+            f"The inputs of {what} have dtypes {[str(x.dtype) for x in inputs]} in "
+            f"one batch and {[str(x.dtype) for x in first]} in another: give one dtype."
+        )
 
 
 def _run_batch(
@@ -108,7 +129,18 @@ def _run_batch(
 ) -> Trace:
     """Traces one batch, with every value checked to be finite."""
     check_inputs(model, inputs, what)
-    found = trace(model, inputs, extra, layers)
+    try:
+        found = trace(model, inputs, extra, layers)
+    except RuntimeError as error:
+        # Torch's complaint about an operand. Its subclasses mean something else: that
+        # a model is not supported (NotImplementedError), that memory ran out.
+        if type(error) is not RuntimeError:
+            raise
+        raise ValueError(
+            f"While running {what}, inputs of shape "
+            f"{', '.join(str(tuple(x.shape)) for x in inputs)}, through the model: "
+            f"{error}"
+        ) from error
     for name, value in found.values.items():
         finite = torch.isfinite(value)
         if not bool(finite.all()):
@@ -126,8 +158,8 @@ def check_samples(samples: tuple[Tensor, ...], population: Population) -> None:
     expected = list(zip(population.inputs, population.dtypes, strict=True))
     if len(samples) != len(expected):
         raise ValueError(
-            f"Got {len(samples)} inputs, and the background has {len(expected)}: give "
-            "one tensor for each input of the model."
+            f"Got {counted(len(samples), 'input')}, and the background has "
+            f"{len(expected)}: give one tensor for each input of the model."
         )
     for i, (x, (layer, dtype)) in enumerate(zip(samples, expected, strict=True)):
         shape = tuple(x.shape[1:]) or (1,)
@@ -182,7 +214,8 @@ def batches_of(
         cuts, desc="NIF background", total=total, disable=not show_progress
     ) as bar:
         for inputs, further in bar:
-            yield tuple(x.to(device) for x in inputs), further
+            # what holds no values cannot be moved, and is refused where it is run
+            yield tuple(x if x.is_meta else x.to(device) for x in inputs), further
 
 
 def cut(
@@ -211,11 +244,13 @@ def cut(
 def _streamed(
     model: nn.Module, background: Iterable[Any], extra: tuple[Any, ...]
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
-    if not isinstance(background, Iterable) or isinstance(background, (str, Mapping)):
+    if not isinstance(background, Iterable) or isinstance(
+        background, (str, Mapping, np.ndarray)
+    ):
         raise TypeError(
             "The background must be a tensor, a tuple of tensors (one per input), or "
             "an iterable of batches such as a DataLoader; got "
-            f"{type(background).__name__}."
+            f"{type(background).__name__}.{_advice(background)}"
         )
     if any(isinstance(arg, Tensor) and arg.dim() for arg in extra):
         raise ValueError(
@@ -227,8 +262,8 @@ def _streamed(
         if not isinstance(tensors, (tuple, list)):
             raise TypeError(
                 "A batch of the background must be a tensor, or a tuple or list that "
-                f"begins with the model's inputs; got {type(batch).__name__}. Map it, "
-                "for example `((batch['x'],) for batch in loader)`."
+                f"begins with the model's inputs; got {type(batch).__name__}."
+                f"{_advice(batch)}"
             )
         inputs = tuple(tensors[: _inputs_among(len(tensors), model, len(extra))])
         if not inputs or not all(isinstance(x, Tensor) for x in inputs):
@@ -240,10 +275,27 @@ def _streamed(
         yield inputs, extra
 
 
+def _advice(found: object) -> str:
+    """What to do with data of a type that is not taken."""
+    if isinstance(found, np.ndarray):
+        return " Convert it with `torch.from_numpy(array)`."
+    if isinstance(found, Dataset):
+        return f" Wrap it: `DataLoader(dataset, batch_size={BATCH_SIZE})`."
+    if isinstance(found, Mapping):
+        return " Map it, for example `((batch['x'],) for batch in loader)`."
+    return ""
+
+
 def _inputs_among(available: int, model: nn.Module, n_extra: int) -> int:
     """How many of the tensors of a batch, labels included, are the model's inputs."""
     parameters = _parameters_of(model)
     if parameters is None:
+        if available > 1:
+            raise ValueError(
+                f"A batch of the background holds {counted(available, 'tensor')}, and "
+                "the number of inputs cannot be told from `*args` of the model's "
+                "`forward`: pass a tuple of tensors, or map the loader to inputs alone."
+            )
         return available
     required = sum(p.default is p.empty for p in parameters)
     # further arguments may stand for required parameters or for optional ones
@@ -251,13 +303,14 @@ def _inputs_among(available: int, model: nn.Module, n_extra: int) -> int:
     fewest = max(required - n_extra, 1)
     if available < fewest:
         raise ValueError(
-            f"A batch of the background holds {available} tensors, and the model takes "
-            f"{fewest} inputs."
+            f"A batch of the background holds {counted(available, 'tensor')}, and the "
+            f"model takes {counted(fewest, 'input')}: give batches that hold them all, "
+            "or, where each tensor is one input, pass a tuple instead of a list."
         )
     if fewest < min(most, available):
         raise ValueError(
-            f"A batch of the background holds {available} tensors, of which the first "
-            f"{fewest} to {most} may be inputs, given {n_extra} "
+            f"A batch of the background holds {counted(available, 'tensor')}, of which "
+            f"the first {fewest} to {most} may be inputs, given {n_extra} "
             "`additional_forward_args`: pass the background as a tuple of tensors."
         )
     return fewest
@@ -265,6 +318,8 @@ def _inputs_among(available: int, model: nn.Module, n_extra: int) -> int:
 
 def _parameters_of(model: nn.Module) -> list[inspect.Parameter] | None:
     """The positional parameters of ``forward``; None if it takes any number."""
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     parameters = list(inspect.signature(model.forward).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
@@ -277,8 +332,9 @@ def _check_arity(model: nn.Module, n_inputs: int, n_extra: int) -> None:
     parameters = _parameters_of(model)
     if parameters is not None and n_inputs + n_extra > len(parameters):
         raise ValueError(
-            f"A tuple of {n_inputs} tensors means {n_inputs} inputs, but the model's "
-            f"`forward` takes {len(parameters)} arguments. Leave labels out, or pass a "
+            f"A tuple of {counted(n_inputs, 'tensor')} means "
+            f"{counted(n_inputs, 'input')}, but the model's `forward` takes "
+            f"{counted(len(parameters), 'argument')}. Leave labels out, or pass a "
             "DataLoader, of whose batches only the inputs are used."
         )
 

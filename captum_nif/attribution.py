@@ -583,8 +583,8 @@ def _format_inputs(inputs: object) -> tuple[Tensor, ...]:
     samples = inputs if isinstance(inputs, tuple) else (inputs,)
     if not all(isinstance(x, Tensor) for x in samples):
         raise TypeError(
-            "`inputs` must be a tensor or a tuple of tensors, got "
-            f"{[type(x).__name__ for x in samples]}."
+            "`inputs` must be a tensor, or for several inputs a tuple of tensors; got "
+            f"{', '.join(type(x).__name__ for x in samples)}."
         )
     check_sizes(samples, "the samples")
     return samples

@@ -5,6 +5,7 @@ Every message says what came, what was expected, and what to do.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,12 +22,28 @@ _COMPARED = 256
 """Samples among which near-copies are looked for."""
 
 _GAP = 5.0
-"""How much farther than its near-copies all others are from a sample. Distances to the
-j-th and the next neighbour in a cloud of d dimensions differ by this factor with
-probability 5^-(j d): in one dimension, the worst, for a quarter of the samples."""
+"""How much farther than its near-copies all others are from a sample, whatever the
+dimension. Distances to the j-th and the next neighbour in a cloud of d dimensions
+differ by this factor with probability 5^-(j d): in one dimension, the worst, for a
+quarter of the samples."""
+
+_CLEAR = 2.1
+"""As :data:`_GAP`, where nearer neighbours tell the dimension. The next neighbours on a
+line with even spacing are 2 times farther; clusters of real data are closer than that.
+"""
+
+_TIMES = 20.0
+"""How many times wider than the gaps before it such a gap is. With f at the (j + 1)-th
+neighbour, the probability in any dimension is (1 + f / (j - 1))^-(j - 1): over all
+j > 2, for one sample in a hundred. Two neighbours, one gap, tell too little."""
 
 _FAR = 20.0
 """How much farther than from each other samples that are all copies are from 0."""
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number of things in words: ``"1 sample"``, ``"2 samples"``."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 # --- inputs ---------------------------------------------------------------------------
@@ -47,6 +64,11 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor], what: str) -> None:
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     devices = {p.device for p in model.parameters()}
     for i, x in enumerate(inputs):
+        if x.is_meta:
+            raise ValueError(
+                f"Input {i} of {what} is on the meta device, which holds no values (if "
+                "the model is, inputs follow it): load both into memory."
+            )
         if x.is_complex():
             raise TypeError(f"Input {i} of {what} is complex; NIF needs real values.")
         if x.is_floating_point() and len(dtypes) == 1 and x.dtype not in dtypes:
@@ -83,12 +105,6 @@ def check_same(expected: Structure, found: Structure, what: str) -> None:
     """Refuses a batch that ran through other layers than the others."""
     if expected == found:
         return
-    for layer, other in zip(expected.layers, found.layers, strict=False):
-        if layer.kind == "input" == other.kind and layer.shape != other.shape:
-            raise ValueError(
-                f"Samples of {what} have shape {other.shape} for {other.name!r}, "
-                f"expected {layer.shape} as in the samples before."
-            )
     names = {layer.name for layer in expected.layers}
     others = {layer.name for layer in found.layers}
     differing = sorted(names ^ others) or sorted(
@@ -132,10 +148,10 @@ def check_own_population(samples: Sequence[Tensor]) -> None:
     count = len(samples[0])
     if count < MIN_BATCH:
         raise ValueError(
-            f"Nothing is fitted, so the batch is its own population, and {count} "
-            f"sample{'s' if count > 1 else ''} are too few to estimate probabilities "
-            f"from (at least {MIN_BATCH}): call `fit(background)` first, with some "
-            "hundred samples of your data, or pass `background=`."
+            "Nothing is fitted, so the batch is its own population, and "
+            f"{counted(count, 'sample is', 'samples are')} too few to estimate "
+            f"probabilities from (at least {MIN_BATCH}): call `fit(background)` first, "
+            "with some hundred samples of your data, or pass `background=`."
         )
     flat = torch.cat([x.detach()[:_COMPARED].flatten(1).double() for x in samples], 1)
     copies = _share_of_copies(flat)
@@ -159,11 +175,9 @@ def _share_of_copies(x: Tensor) -> float:
     exact = distances <= 1e-6 * magnitudes.median()  # cdist rounds
     distances = distances.masked_fill(exact, 0.0)
     ordered = distances.sort(1).values
-    closer, next_one = ordered[:, :-1], ordered[:, 1:]
-    gaps = (next_one > _GAP * closer) & (closer > 0)
     farthest = ordered[:, -1]
     # a gap far out is behind an outlier, not behind copies
-    near = gaps[:, : len(x) // 2].any(1)
+    near = _gaps(ordered[:, 1:])[:, : len(x) // 2 - 1].any(1)
     near |= (farthest > 0) & (magnitudes > _FAR * farthest)
     # Discrete samples repeat too, in more combinations than an element has levels.
     multiplicity = exact.sum(1)
@@ -171,6 +185,23 @@ def _share_of_copies(x: Tensor) -> float:
     levels = 1 + (x.sort(0).values.diff(dim=0) != 0).sum(0).max()
     repeated = (multiplicity > 1) & (2 * levels >= combinations) & (x.shape[1] > 1)
     return float((near | repeated).double().mean())
+
+
+def _gaps(ordered: Tensor) -> Tensor:
+    r"""Whether a gap follows the j-th neighbour, [N, J - 1], of distances [N, J].
+
+    In a cloud of d dimensions, :math:`j \log(T_{j+1} / T_j)` of the distances T are
+    independent and exponential with mean 1 / d. The ones before the j-th have the mean
+    :math:`\sum_{i<j} \log(T_j / T_i) / (j - 1)` (Levina and Bickel, 2004), so the gap
+    is measured by them: the more dimensions, the less it takes.
+    """
+    logs = ordered.clamp_min(torch.finfo(ordered.dtype).tiny).log()
+    closer, widths = logs[:, :-1], logs.diff(dim=1)
+    j = torch.arange(1, logs.shape[1], device=logs.device)
+    before = j * closer - closer.cumsum(1)
+    clear = (j > 2) & (j * (j - 1) * widths > _TIMES * before)
+    gaps = (widths > math.log(_GAP)) | (clear & (widths > math.log(_CLEAR)))
+    return gaps & (ordered[:, :-1] > 0)
 
 
 def warn_if_training(model: nn.Module) -> None:

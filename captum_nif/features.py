@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_nif.checks import counted
 from captum_nif.layers import Layer
 from captum_nif.paths import at_least_single
 
@@ -60,7 +61,7 @@ def feature_groups(
         dict of str to FeatureGroups: By the name of the input.
 
     Raises:
-        TypeError: If a mask is no integer tensor.
+        TypeError: If a mask is no integer tensor, or the masks come as a list.
         ValueError: If there are not as many masks as inputs, a mask does not fit its
             input, or a group has members in two inputs.
 
@@ -70,11 +71,15 @@ def feature_groups(
         >>> groups["x"].means(torch.tensor([[1.0, 3.0, 5.0]]))
         tensor([[2., 5.]])
     """
+    if isinstance(feature_mask, list):
+        raise TypeError(
+            "`feature_mask` is a list: use a tuple of tensors, one for each input."
+        )
     masks = feature_mask if isinstance(feature_mask, tuple) else (feature_mask,)
     if len(masks) != len(inputs):
         raise ValueError(
-            f"`feature_mask` holds {len(masks)} masks for {len(inputs)} inputs: give "
-            "one for each."
+            f"`feature_mask` holds {counted(len(masks), 'mask')} for "
+            f"{counted(len(inputs), 'input')}: give one for each."
         )
     groups: dict[str, FeatureGroups] = {}
     owner: dict[int, str] = {}

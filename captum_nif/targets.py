@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_nif.checks import counted
 from captum_nif.layers import Layer
 
 _FORMS = (
@@ -59,8 +60,9 @@ def target_nodes(target: object, layer: Layer, n_samples: int) -> Tensor:
     if isinstance(target, list):
         if len(target) != n_samples:
             raise ValueError(
-                f"`target` is a list of {len(target)} entries for {n_samples} samples: "
-                "give one entry per sample, or one int for all."
+                f"`target` is a list of {counted(len(target), 'entry', 'entries')} for "
+                f"{counted(n_samples, 'sample')}: give one entry per sample, or one "
+                "int for all."
             )
         nodes = [_node(entry, layer) for entry in target]
     else:
@@ -75,8 +77,9 @@ def _from_tensor(target: Tensor, n_samples: int) -> int | list[int]:
         return int(target.item())
     if target.shape != (n_samples,):
         raise ValueError(
-            f"`target` is a tensor of shape {tuple(target.shape)} for {n_samples} "
-            f"samples; expected shape ({n_samples},) or a single element."
+            f"`target` is a tensor of shape {tuple(target.shape)} for "
+            f"{counted(n_samples, 'sample')}; expected shape ({n_samples},) or "
+            "a single element."
         )
     return [int(index) for index in target.tolist()]
 
@@ -85,10 +88,14 @@ def _node(target: object, layer: Layer) -> int:
     index: Sequence[object] = target if isinstance(target, tuple) else (target,)
     positions = [_position(part, target) for part in index]
     if len(index) != len(layer.shape):
-        raise ValueError(
-            f"`target` {target!r} has {len(index)} indices, but the nodes of layer "
-            f"{layer.name!r} have shape {layer.shape}: give {len(layer.shape)}."
+        message = (
+            f"`target` {target!r} has {counted(len(index), 'index', 'indices')}, but "
+            f"the nodes of layer {layer.name!r} have shape {layer.shape}: give "
+            f"{len(layer.shape)}."
         )
+        if layer.kind == "hidden":
+            message += " A channel is one node, its spatial mean: give the channel."
+        raise ValueError(message)
     node = 0
     for position, extent in zip(positions, layer.shape, strict=True):
         if not -extent <= position < extent:

@@ -1,6 +1,7 @@
 """Populations: streams cut into batches, values collected, models told apart."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -104,7 +105,9 @@ class Required(nn.Module):
     [
         (Two(), 3, (), 2),
         (Two(), 2, (), 2),
-        (Any(), 3, (), 3),
+        (Any(), 1, (), 1),
+        (nn.DataParallel(One()), 2, (), 1),
+        (nn.DataParallel(nn.DataParallel(Two())), 3, (), 2),
         (One(), 1, (), 1),
         (One(), 2, (), 1),
         (One(), 2, (2.0,), 1),
@@ -119,6 +122,48 @@ def test_labels_are_told_from_inputs(model, held, extra, inputs):
     ((found, further),) = batches_of(model, [batch], extra)
     assert [int(x[0]) for x in found] == list(range(inputs))
     assert further == extra
+
+
+@pytest.mark.parametrize("model", [Any(), nn.DataParallel(Any())])
+def test_labels_that_cannot_be_told_from_inputs(model):
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match=r"holds 2 tensors.*\*args.*pass a tuple"):
+        next(batches_of(model, [(x, x)]))
+    ((found, _),) = batches_of(model, (x, x))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("shape", [(10, 8, 8), (10, 3, 8, 8), (10, 64)])
+def test_shapes_that_the_model_cannot_take(shape):
+    words = re.escape(f"While running the background, inputs of shape {shape}, through")
+    with pytest.raises(ValueError, match=words) as caught:
+        run(Conv(), torch.randn(shape))
+    assert type(caught.value.__cause__) is RuntimeError
+    assert str(caught.value).endswith(str(caught.value.__cause__))
+
+
+@pytest.mark.parametrize("kind", [NotImplementedError, ValueError, KeyboardInterrupt])
+def test_what_is_not_about_shapes_passes_unchanged(kind):
+    thrown = kind("as it was")
+
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise thrown
+
+    with pytest.raises(kind) as caught:
+        run(Fails(), torch.randn(4, 3))
+    assert caught.value is thrown
+
+
+def test_the_model_never_sees_a_batch_of_another_shape():
+    seen = []
+    model = Conv()
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    x = torch.randn(4, 1, 5, 5)
+    words = re.escape("shapes [(1, 5)] in one batch, expected [(1, 5, 5)]")
+    with pytest.raises(ValueError, match=words):
+        run(model, [x, x[..., 0]])
+    assert seen == [x.shape]
 
 
 def test_streams_are_streamed():
@@ -161,7 +206,7 @@ def test_fingerprints_tell_models_apart():
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
     before = fingerprint(net)
     assert fingerprint(copy.deepcopy(net)) == before
-    assert fingerprint(net.eval().requires_grad_(False)) == before
+    assert fingerprint(net.requires_grad_(False)) == before
 
     def changed(change: object) -> bool:
         twin = copy.deepcopy(net)
@@ -175,6 +220,8 @@ def test_fingerprints_tell_models_apart():
     assert changed(lambda n: setattr(n[0].weight, "data", n[0].weight.data.T))
     assert changed(nn.Module.double)
     assert changed(nn.Module.bfloat16)
+    assert changed(nn.Module.eval)
+    assert not changed(lambda n: n[0].eval())
     assert changed(lambda n: n.to("meta"))
 
 

@@ -602,7 +602,7 @@ def state(model: nn.Module) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError("stop"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [None, OSError("stop"), KeyboardInterrupt()])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.filterwarnings("ignore:The model is in training mode")
 def test_nothing_is_left(error, training, rng_untouched):

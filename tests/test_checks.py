@@ -1,5 +1,6 @@
 """Bad input is refused with the right type and words that help; doubtful, warned of."""
 
+import math
 import re
 import warnings
 
@@ -11,8 +12,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.data import load_banknote, load_digits, load_iris
-from captum_nif import MixedKSG, NIFAttribution
-from captum_nif.checks import check_own_population, check_reached, check_same, warn
+from captum_nif import MixedKSG, NIFAttribution, checks
+from captum_nif.activations import run_population
+from captum_nif.checks import (
+    check_own_population,
+    check_reached,
+    check_same,
+    counted,
+    warn,
+)
 from captum_nif.tracing import Structure, trace
 
 
@@ -49,7 +57,7 @@ def test_too_few_samples(net):
     NIFAttribution(net).fit(torch.randn(11, 4))
     with raises(ValueError, "Nothing is fitted", "31 samples", "32", "fit(background)"):
         NIFAttribution(net).attribute(torch.randn(31, 4), 0)
-    with raises(ValueError, "1 sample are too few"):
+    with raises(ValueError, "1 sample is too few"):
         NIFAttribution(net).flow(torch.randn(1, 4))
     with raises(ValueError, "k is the number of neighbours", "at least 1"):
         NIFAttribution(net, estimator=MixedKSG(k=0))
@@ -89,8 +97,10 @@ def test_shapes_and_dtypes_that_differ(net, fitted):
     images = NIFAttribution(conv.eval()).fit(torch.randn(40, 1, 6, 6))
     with raises(ValueError, "input 0", "(1, 8, 8)", "(1, 6, 6)"):
         images.attribute(torch.randn(2, 1, 8, 8), 0)
-    with raises(ValueError, "(1, 8, 8)", "expected (1, 6, 6)"):
+    with raises(ValueError, "(1, 8, 8)", "expected [(1, 6, 6)]", "one shape"):
         images.fit([torch.randn(40, 1, 6, 6), torch.randn(40, 1, 8, 8)])
+    with raises(ValueError, "[(4,), (4,)]", "expected [(4,)]"):
+        run_population(net, [((torch.ones(2, 4),) * n, ()) for n in (1, 2)])
     with raises(ValueError, "Got 2 inputs", "background has 1"):
         fitted.attribute((torch.randn(2, 4), torch.randn(2, 4)), 0)
     with raises(ValueError, "torch.float64", "model is torch.float32", ".to(dtype)"):
@@ -122,12 +132,24 @@ def test_sizes_that_differ():
         nif.attribute((torch.tensor(1.0), torch.tensor(1.0)))
 
 
-def test_devices_that_differ(net, fitted):
+def test_devices_that_differ():
     x = torch.randn(40, 4)
-    with raises(ValueError, "on meta", "model on cpu", ".to(device)"):
-        NIFAttribution(net).attribute(x.to("meta"), 0)
-    with raises(ValueError, "on meta", "model on cpu"):
-        fitted.attribute(x.to("meta"), 0)
+    nif = NIFAttribution(nn.Sequential(nn.Linear(4, 2, device="meta")))
+    with raises(ValueError, "on cpu", "model on meta", ".to(device)"):
+        nif.attribute(x, 0)
+    with raises(ValueError, "Input 0 of the background", "meta", "if the model is"):
+        nif.fit(x)
+
+
+def test_inputs_without_values(net, fitted):
+    x = torch.empty(40, 4, device="meta")
+    nif = NIFAttribution(net)
+    for call in (lambda: nif.attribute(x, 0), lambda: fitted.attribute(x, 0)):
+        with raises(ValueError, "Input 0 of the", "meta device", "no values"):
+            call()
+    for background in (x, (x,), [x]):
+        with raises(ValueError, "Input 0 of the background", "meta", "no values"):
+            nif.fit(background)
 
 
 @pytest.mark.parametrize(
@@ -148,14 +170,16 @@ def test_empty_backgrounds(net, empty):
         ("data", ["background", "str"]),
         ({"x": torch.randn(60, 4)}, ["background", "dict"]),
         ([{"x": torch.randn(60, 4)}], ["batch", "dict", "for batch in loader"]),
-        (torch.randn(60, 4).numpy(), ["batch", "ndarray"]),
+        (torch.randn(60, 4).numpy(), ["got ndarray", "torch.from_numpy"]),
+        ([torch.randn(60, 4).numpy()], ["batch", "ndarray", "torch.from_numpy"]),
+        (TensorDataset(torch.randn(60, 4)), ["DataLoader(dataset, batch_size=64)"]),
         ([["x", torch.randn(60, 4)]], ["batch", "begin with", "'str'"]),
-        ([[]], ["holds 0 tensors", "1 inputs"]),
+        ([[]], ["holds 0 tensors", "takes 1 input:"]),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_backgrounds_of_other_types(net, background, words):
-    error = ValueError if "1 inputs" in words else TypeError
+    error = ValueError if "takes 1 input:" in words else TypeError
     with raises(error, *words):
         NIFAttribution(net).fit(background)
 
@@ -176,8 +200,8 @@ def test_further_arguments_of_a_stream():
         nif.fit([(x, x, x)], additional_forward_args=2.0)
     with raises(ValueError, "(39, 3)", "40 samples"):
         nif.fit(x, additional_forward_args=x[:39])
-    with raises(ValueError, "1 tensors", "takes 2 inputs"):
-        nif.fit([x])
+    with raises(ValueError, "1 tensor,", "takes 2 inputs", "pass a tuple"):
+        nif.fit([x, x])
     with raises(ValueError, "follows the samples", "fit(background, additional"):
         nif.attribute(x, 0, additional_forward_args=x, background=x)
 
@@ -377,7 +401,7 @@ def test_arguments_of_attribute(fitted, error, options, words):
 
 def test_inputs_of_other_types(fitted):
     for bad in ([[1.0, 2.0]], torch.randn(2, 4).numpy(), (torch.randn(2, 4), 1)):
-        with raises(TypeError, "`inputs` must be a tensor or a tuple"):
+        with raises(TypeError, "`inputs` must be a tensor", "tuple of tensors"):
             fitted.attribute(bad, 0)
     with raises(TypeError, "batch_size", "int"):
         fitted.fit(torch.randn(60, 4), batch_size="8")
@@ -421,6 +445,46 @@ def real(name: str) -> Tensor:
     return {"iris": load_iris, "digits": load_digits}[name]().x_train
 
 
+def gaps_by_loops(distances: list[float]) -> list[bool]:
+    found = []
+    for j in range(1, len(distances)):
+        far, near = distances[j], distances[j - 1]
+        logs = [math.log(near / distances[i]) for i in range(j - 1)]
+        clear = j > 2 and j * math.log(far / near) > 20 * sum(logs) / (j - 1)
+        found.append(far > 5 * near or (far > 2.1 * near and clear))
+    return found
+
+
+def balls(d: float, n: int) -> Tensor:
+    """Sorted distances from the centres of n balls to points in them."""
+    generator = torch.Generator().manual_seed(0)
+    inside = torch.rand(n, 20, dtype=torch.float64, generator=generator)
+    return inside.pow(1 / d).sort(1).values
+
+
+def test_gaps_are_measured_by_the_gaps_before():
+    for d in (1, 3, 30, 300):
+        for copies, push in ((0, 1.0), (4, 2.5), (10, 2.5), (10, 8.0)):
+            x = balls(d, 50)
+            x[:, copies:] *= push
+            found = checks._gaps(x)
+            assert found.tolist() == [gaps_by_loops(row) for row in x.tolist()]
+            if push > 1 and d >= 30:
+                assert bool(found[:, copies - 1].all())
+    ties = torch.tensor([[0.0, 0.0, 1.0, 1.0, 9.0]]).double()
+    assert checks._gaps(ties).tolist() == [[False, False, False, True]]
+
+
+@pytest.mark.parametrize("d", [0.5, 1, 5, 50])
+def test_gaps_are_as_rare_in_every_dimension(d, monkeypatch):
+    monkeypatch.setattr(checks, "_GAP", math.inf)
+    monkeypatch.setattr(checks, "_CLEAR", 1.0)
+    often = checks._gaps(balls(d, 20_000)).double().mean(0)[:6]
+    expected = [0.0, 0.0, *((1 + 20 / (j - 1)) ** -(j - 1) for j in range(3, 7))]
+    # 4 standard errors of the greatest
+    torch.testing.assert_close(often.tolist(), expected, atol=2.6e-3, rtol=0)
+
+
 @pytest.mark.parametrize("n", [32, 64, 500])
 def test_real_data_is_no_near_copy(n, data_dir):
     banknote = load_banknote(data_dir, download=False).x_train
@@ -442,6 +506,9 @@ SOUND = {
     "one-hot": lambda n: torch.eye(10)[torch.randint(0, 10, (n,))],
     "offset": lambda n: 290 + 10 * torch.randn(n, 3),
     "random walk": lambda n: torch.randn(n, 4).cumsum(0),
+    "lattice": lambda n: torch.cartesian_prod(*[torch.arange(16.0)] * 2)[:n],
+    "categories": lambda n: torch.cat([SOUND["one-hot"](n), torch.rand(n, 2)], 1),
+    "classes": lambda n: torch.randn(n, 64) + torch.randn(3, 64).repeat(n, 1)[:n],
 }
 
 
@@ -464,6 +531,17 @@ def test_copies_with_noise_are_near_copies(name, bases, copies, noise):
     assert is_warned(copied, torch.zeros(len(copied), 2, dtype=torch.int64))
 
 
+@pytest.mark.parametrize(("bases", "copies"), [(2, 20), (4, 10), (4, 20), (10, 5)])
+def test_copies_with_much_noise_are_near_copies(bases, copies):
+    def noisy(images: Tensor, noise: float) -> Tensor:
+        copied = images[:bases].flatten(1).repeat_interleave(copies, 0)
+        return copied + noise * torch.randn_like(copied)
+
+    assert is_warned(noisy(real("digits"), 0.05))
+    assert is_warned(noisy(torch.rand(10, 1, 8, 8), 0.05))
+    assert is_warned(noisy(torch.rand(10, 1, 8, 8), 0.1))
+
+
 def test_noise_tunnel_and_sensitivity_max_warn_unless_fitted():
     x = real("digits")
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
@@ -482,6 +560,12 @@ def test_noise_tunnel_and_sensitivity_max_warn_unless_fitted():
     nif.fit(x[:200])
     tunnel()
     sensitivity()
+
+
+def test_counted():
+    found = [counted(n, "sample") for n in (0, 1, 2)]
+    assert found == ["0 samples", "1 sample", "2 samples"]
+    assert counted(2, "index", "indices") == "2 indices"
 
 
 def test_warnings_point_at_the_line_of_the_user():

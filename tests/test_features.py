@@ -75,10 +75,11 @@ def test_masks_broadcast_to_a_sample(mask):
     ("error", "mask", "words"),
     [
         (TypeError, torch.zeros(3), "integer tensors, got torch.float32 for 'input'"),
-        (TypeError, [0, 1, 2], "integer tensors, got list"),
+        (TypeError, 3, "integer tensors, got int"),
+        (TypeError, [torch.zeros(3).int()], "is a list: use a tuple"),
         (ValueError, torch.zeros(4).int(), "(4,) does not broadcast to (1, 1, 2, 3)"),
         (ValueError, torch.zeros(2, 1, 2, 3).int(), "does not broadcast"),
-        (ValueError, (torch.zeros(3).int(),) * 2, "2 masks for 1 inputs"),
+        (ValueError, (torch.zeros(3).int(),) * 2, "2 masks for 1 input:"),
     ],
     ids=str,
 )

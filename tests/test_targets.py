@@ -14,6 +14,7 @@ from captum_nif.targets import target_nodes
 
 MAP = Layer("map", 12, "output", shape=(2, 3, 2))
 FLAT = Layer("fc", 5, "output")
+CONV = Layer("conv", 8, "hidden")
 
 
 def indices(layer: Layer) -> st.SearchStrategy[tuple[int, ...]]:
@@ -68,8 +69,10 @@ def test_integers_of_other_types(one):
         (ValueError, [0, 1, 2], FLAT, "list of 3 entries for 2 samples"),
         (ValueError, torch.zeros(3).long(), FLAT, "shape (3,) for 2 samples"),
         (ValueError, torch.zeros(2, 1).long(), FLAT, "expected shape (2,)"),
-        (ValueError, 1, MAP, "has 1 indices, but the nodes of layer 'map' have shape"),
+        (ValueError, 1, MAP, "has 1 index, but the nodes of layer 'map' have shape"),
         (ValueError, (1, 0), FLAT, "has 2 indices"),
+        (ValueError, (1, 0, 0), CONV, "give 1. A channel is one node, its spatial"),
+        (ValueError, [0], FLAT, "list of 1 entry for 2 samples"),
         (TypeError, 1.0, FLAT, "`target` is 1.0; expected an int"),
         (TypeError, True, FLAT, "`target` is True"),
         (TypeError, "1", FLAT, "`target` is '1'"),
