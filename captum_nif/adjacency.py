@@ -32,7 +32,8 @@ def node_count(graph: FlowGraph) -> int:
 
 
 def by_layer(
-    graph: FlowGraph, values: NDArray[np.float64] | NDArray[np.int64]
+    graph: FlowGraph,
+    values: NDArray[np.float64] | NDArray[np.int64] | NDArray[np.bool_],
 ) -> dict[str, Tensor]:
     """Splits values of all nodes, in the order of the row, among the layers."""
     return {
@@ -77,6 +78,23 @@ def node_flows(graph: FlowGraph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         into[link.target].index_add_(0, columns, flow)
         out_of[link.source].index_add_(0, rows, flow)
     return into, out_of
+
+
+def dead_nodes(graph: FlowGraph) -> NDArray[np.bool_]:
+    """For each node in the row of all nodes whether nothing flows through it.
+
+    Dead are hidden nodes without flow on one side, inputs without flow out, and outputs
+    without flow in.
+    """
+    into, out_of = node_flows(graph)
+    dead = []
+    for layer in graph.layers:
+        unreached, unread = into[layer.name] == 0, out_of[layer.name] == 0
+        if layer.kind == "input":
+            dead.append(unread)
+        else:
+            dead.append(unreached if layer.kind == "output" else unreached | unread)
+    return torch.cat(dead).numpy()
 
 
 def check_by_layer(graph: FlowGraph, values: Mapping[str, Tensor], name: str) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_nif._files import whole_or_nothing
-from captum_nif.adjacency import node_count, node_flows
+from captum_nif.adjacency import dead_nodes, node_count, node_flows
 from captum_nif.centrality import betweenness_centrality
 from captum_nif.community import gamma_sweep
 from captum_nif.export import PALETTE
@@ -31,7 +31,6 @@ from captum_nif.layers import Layer
 from captum_nif.layout import (
     Connections,
     connections,
-    dead_nodes,
     image_planes,
     layer_columns,
     layer_of_nodes,

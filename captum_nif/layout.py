@@ -1,4 +1,4 @@
-"""What the static picture and the interactive page share: columns, links, the dead."""
+"""What the static picture and the interactive page share: columns and links."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_nif.adjacency import node_count, node_spans
+from captum_nif.adjacency import node_spans
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer, Link, sorted_sparse
 
@@ -121,23 +121,6 @@ def image_planes(layer: Layer) -> tuple[int, int, int] | None:
         return None
     planes, rows, columns = (1, *layer.shape)[-3:]
     return (planes, rows, columns) if min(rows, columns) > 1 else None
-
-
-def dead_nodes(graph: FlowGraph) -> NDArray[np.bool_]:
-    """For each node in the row of all nodes whether nothing flows through it.
-
-    Dead are hidden nodes without flow on one side, inputs without flow out, and outputs
-    without flow in.
-    """
-    links = connections(graph)
-    reached, left = np.zeros((2, node_count(graph)), dtype=bool)
-    reached[links.target] = True
-    left[links.source] = True
-    kinds = np.array([layer.kind for layer in graph.layers])[layer_of_nodes(graph)]
-    alive: NDArray[np.bool_] = (reached | (kinds == "input")) & (
-        left | (kinds == "output")
-    )
-    return ~alive
 
 
 def strongest(

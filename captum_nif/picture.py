@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_nif.adjacency import node_count, node_spans
+from captum_nif.adjacency import dead_nodes, node_count, node_spans
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer
 from captum_nif.layout import (
     Connections,
     connections,
-    dead_nodes,
     image_planes,
     layer_columns,
     layer_of_nodes,

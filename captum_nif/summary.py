@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_nif.adjacency import by_layer, check_by_layer, check_graph, node_flows
+from captum_nif.adjacency import (
+    by_layer,
+    check_by_layer,
+    check_graph,
+    dead_nodes,
+    node_flows,
+)
 from captum_nif.centrality import betweenness_centrality
 from captum_nif.community import communities, flat_partition
 from captum_nif.graph import FlowGraph, Layer
@@ -163,6 +169,7 @@ def summarize(
         for name, label in by_layer(graph, labels).items()
     }
     flow_in, flow_out = node_flows(graph)
+    dead = by_layer(graph, dead_nodes(graph))
     shares = flow_shares(graph)
     layers = tuple(
         LayerSummary(
@@ -171,7 +178,7 @@ def summarize(
             size=layer.size,
             flow_in=float(flow_in[layer.name].sum()),
             flow_out=float(flow_out[layer.name].sum()),
-            dead=_dead(layer, flow_in[layer.name], flow_out[layer.name]),
+            dead=_labels(layer, dead[layer.name].nonzero().flatten()),
             effective_size=_effective_size(shares[layer.name]),
             central=_central(layer, betweenness[layer.name]),
             communities=tuple(sizes[layer.name]),
@@ -235,15 +242,6 @@ def flow_shares(graph: FlowGraph) -> dict[str, Tensor]:
         for name, part in sums.items():
             shares[name] += part
     return shares
-
-
-def _dead(layer: Layer, flow_in: Tensor, flow_out: Tensor) -> tuple[str, ...]:
-    alive = torch.ones(layer.size, dtype=torch.bool)
-    if layer.kind != "input":
-        alive &= flow_in > 0
-    if layer.kind != "output":
-        alive &= flow_out > 0
-    return _labels(layer, alive.logical_not().nonzero().flatten())
 
 
 def _central(layer: Layer, betweenness: Tensor) -> tuple[str, ...]:
