@@ -42,27 +42,35 @@ def by_layer(
     }
 
 
+def entries(
+    graph: FlowGraph,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Sources, targets and weights of all connections, link by link, in their order.
+
+    Nodes are counted in the row of all nodes.
+    """
+    names = (layer.name for layer in graph.layers)
+    spans = dict(zip(names, node_spans(graph), strict=True))
+    sources, targets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    weights = [np.zeros(0)]
+    for link in graph.links:
+        rows, columns, values = (part.detach().cpu() for part in link.entries())
+        sources.append(rows.numpy() + spans[link.source][0])
+        targets.append(columns.numpy() + spans[link.target][0])
+        weights.append(values.double().numpy())
+    return np.concatenate(sources), np.concatenate(targets), np.concatenate(weights)
+
+
 def positive_adjacency(graph: FlowGraph) -> csr_array:
     """Weights of all connections that carry flow (more than 0), as one matrix.
 
     Row u holds the connections that leave node u. Less than 0 is no flow: where a
     (pointwise) information is negative, the two nodes tell nothing about each other.
     """
-    start = dict(
-        zip((layer.name for layer in graph.layers), node_spans(graph), strict=True)
-    )
-    rows, columns, weights = [], [], []
-    for link in graph.links:
-        row, column, weight = (part.detach().cpu() for part in link.entries())
-        kept = weight > 0
-        rows.append(row[kept].numpy() + start[link.source][0])
-        columns.append(column[kept].numpy() + start[link.target][0])
-        weights.append(weight[kept].double().numpy())
-    empty: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-    places = (np.concatenate(rows or empty), np.concatenate(columns or empty))
-    count = node_count(graph)
-    values = np.concatenate(weights or [np.zeros(0)])
-    return csr_array((values, places), shape=(count, count))
+    sources, targets, weights = entries(graph)
+    kept, count = weights > 0, node_count(graph)
+    places = (sources[kept], targets[kept])
+    return csr_array((weights[kept], places), shape=(count, count))
 
 
 def node_flows(graph: FlowGraph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

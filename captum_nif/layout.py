@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_nif.adjacency import node_spans
+from captum_nif.adjacency import entries
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer, Link, sorted_sparse
 
@@ -40,21 +40,11 @@ class Connections(NamedTuple):
 
 def connections(graph: FlowGraph) -> Connections:
     """Lists the connections of a graph, link by link, each in row-major order."""
-    spans = dict(
-        zip((layer.name for layer in graph.layers), node_spans(graph), strict=True)
-    )
-    sources, targets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    weights = [np.zeros(0)]
-    for link in graph.links:
-        rows, columns, values = (part.detach().cpu() for part in link.entries())
-        sources.append(rows.numpy() + spans[link.source][0])
-        targets.append(columns.numpy() + spans[link.target][0])
-        weights.append(values.double().numpy())
-    target, weight = np.concatenate(targets), np.concatenate(weights)
+    source, target, weight = entries(graph)
     reached = layer_of_nodes(graph)[target]
     flow = np.bincount(reached, weights=np.abs(weight), minlength=len(graph.layers))
     share = np.abs(weight) / flow[reached]
-    return Connections(np.concatenate(sources), target, weight, share)
+    return Connections(source, target, weight, share)
 
 
 def layer_of_nodes(graph: FlowGraph) -> NDArray[np.int64]:
