@@ -238,7 +238,7 @@ class NIFAttribution(Attribution):
         Raises:
 
             TypeError: If the background or a batch is of another type.
-            ValueError: If there are fewer samples than the estimator's k + 1; if values
+            ValueError: If there are fewer samples than the estimator needs; if values
                 are not finite (the message names the layer), shapes or dtypes differ,
                 or the background is empty.
             NotImplementedError: If the model computes what cannot be followed; the

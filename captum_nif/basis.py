@@ -8,7 +8,7 @@ batch that is explained.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from captum_nif.checks import (
     check_same,
     warn_if_training,
 )
-from captum_nif.estimators import MixedKSG
 from captum_nif.features import feature_groups
 from captum_nif.flow import Flow
 from captum_nif.layers import Layer
@@ -71,13 +70,7 @@ class Setup:
         warn_if_training(self.model)
         batches = batches_of(self.model, background, extra, size, bar)
         population = run_population(self.model, batches, self.layers)
-        k = getattr(self.rule.estimator, "k", 0)
-        if population.size < k + 1:
-            raise ValueError(
-                f"The background has {population.size} samples, and "
-                f"{self.rule.estimator!r} needs at least k + 1 = {k + 1}: give more "
-                "samples or a smaller k."
-            )
+        self._check_size(population, "The background")
         return Basis(population, self.flow(population, feature_mask))
 
     def of_batch(
@@ -93,11 +86,18 @@ class Setup:
         check_own_population(samples)
         batches = cut(samples, extra, size)
         population = run_population(self.model, batches, self.layers, "the batch")
-        rule, most = self.rule, population.size - 1
-        if isinstance(rule.estimator, MixedKSG) and rule.estimator.k > most:
-            rule = replace(rule, estimator=rule.estimator.with_k(most))
-        flow = replace(self, rule=rule).flow(population, feature_mask)
-        return Basis(population, flow, is_batch=True)
+        self._check_size(population, "The batch")
+        return Basis(population, self.flow(population, feature_mask), is_batch=True)
+
+    def _check_size(self, population: Population, what: str) -> None:
+        """Refuses fewer samples than the estimator can work with."""
+        estimator = self.rule.estimator
+        if population.size < estimator.min_samples:
+            raise ValueError(
+                f"{what} has {population.size} samples, and {estimator!r} needs at "
+                f"least {estimator.min_samples}: give more samples, or choose an "
+                "estimator (or its options) for so few."
+            )
 
     def flow(self, population: Population, feature_mask: FeatureMask | None) -> Flow:
         """The flow that a population gives, by features or by groups of them."""

@@ -9,7 +9,6 @@ put right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
@@ -24,11 +23,10 @@ from captum_nif.estimators.marginals import (
     Variables,
     prepare_variables,
 )
-from captum_nif.estimators.protocol import Prepared
+from captum_nif.estimators.protocol import Prepared, Progress
 from captum_nif.estimators.terms import Terms, fixed_point, to_nats
 
 Formula = Literal["corrected", "paper"]
-Progress = Callable[[int], object]
 
 _LARGEST = 1e300
 """Values whose differences, and ranges, are sure to stay finite in float64."""
@@ -135,6 +133,11 @@ class MixedKSG:
         if self.marginals is not None:
             return self.marginals
         return "normal" if self.formula == "corrected" else "raw"
+
+    @property
+    def min_samples(self) -> int:
+        """One more than k, since each sample needs k others."""
+        return self.k + 1
 
     def with_k(self, k: int) -> MixedKSG:
         """The same estimator with another number of neighbours.

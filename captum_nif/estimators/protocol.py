@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+Progress = Callable[[int], object]
+"""Told, as work goes on, how many single-sample values it took since; ``tqdm.update``
+for example. N a b in all for N samples (or queries) and a x b pairs."""
 
 
 @runtime_checkable
@@ -38,10 +43,20 @@ class PMIEstimator(Protocol):
     taken, the result of :meth:`prepare` may be passed instead.
     """
 
+    @property
+    def min_samples(self) -> int:
+        """Fewest samples of a population that it can estimate from."""
+
     def prepare(self, x: Tensor) -> Prepared:
         """Do once what every later call with these samples would repeat."""
 
-    def mi(self, x: Tensor | Prepared, y: Tensor | Prepared) -> Tensor:
+    def mi(
+        self,
+        x: Tensor | Prepared,
+        y: Tensor | Prepared,
+        *,
+        progress: Progress | None = None,
+    ) -> Tensor:
         """Mutual information of every pair, [a, b], without ever holding [N, a, b]."""
 
     def pmi(
@@ -49,6 +64,8 @@ class PMIEstimator(Protocol):
         x: Tensor | Prepared,
         y: Tensor | Prepared,
         query: tuple[Tensor, Tensor] | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> Tensor:
         """PMI of each sample against the others, [N, a, b], or of queries, [S, a, b].
 
@@ -61,5 +78,7 @@ class PMIEstimator(Protocol):
         x: Tensor | Prepared,
         y: Tensor | Prepared,
         query: tuple[Tensor, Tensor] | None = None,
+        *,
+        progress: Progress | None = None,
     ) -> Tensor:
         """PMI of the whole vector x with each variable of y, [N, b] or [S, b]."""
