@@ -11,7 +11,7 @@ import inspect
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,19 @@ from captum_nif.checks import (
     counted,
     is_stochastic,
 )
+from captum_nif.labels import average
 from captum_nif.layers import Layer
+from captum_nif.record import Nodes
 from captum_nif.tracing import Structure, Trace, trace
 
 BATCH_SIZE = 64
 """Samples in one forward pass, where the caller leaves the choice open."""
+
+Batches = Iterable[tuple[tuple[Tensor, ...], tuple[Any, ...]]]
+"""Pairs of the model's inputs and its further arguments, a batch of each."""
+
+Modules = Sequence[str | nn.Module] | None
+"""The modules that are layers; see :func:`captum_nif.tracing.find_layers`."""
 
 Background = Tensor | tuple[Tensor, ...] | Iterable[Any]
 
@@ -44,11 +52,20 @@ class Population:
         structure (Structure): layers and links.
         values (dict of Tensor): the values of each layer's nodes, [N, size], by name.
         dtypes (tuple of torch.dtype): of the model's inputs.
+        shapes (tuple of torch.Size): of a sample of the model's inputs.
+        places (dict of int): see :class:`~captum_nif.tracing.Trace`.
+        batches (list): the rows that ran through the model at a time, and the further
+            arguments of that call.
+        modules (list of str or Module, optional): what is a layer.
     """
 
     structure: Structure
     values: dict[str, Tensor]
     dtypes: tuple[torch.dtype, ...]
+    shapes: tuple[torch.Size, ...] = ()
+    places: dict[str, int] = field(default_factory=dict)
+    batches: list[tuple[slice, tuple[Any, ...]]] = field(default_factory=list)
+    modules: Modules = None
 
     @property
     def size(self) -> int:
@@ -63,9 +80,10 @@ class Population:
 
 def run_population(
     model: nn.Module,
-    batches: Iterable[tuple[tuple[Tensor, ...], tuple[Any, ...]]],
-    layers: Sequence[str | nn.Module] | None = None,
+    batches: Batches,
+    layers: Modules = None,
     what: str = "the background",
+    nodes: Nodes = "channel",
 ) -> Population:
     """Streams batches through a model and collects the value of every node.
 
@@ -75,6 +93,7 @@ def run_population(
         layers (Sequence of str or Module, optional): see
             :func:`captum_nif.tracing.find_layers`.
         what (str): what the samples are called in messages.
+        nodes (str): see :func:`captum_nif.tracing.trace`.
 
     Returns:
         Population: the values of all batches, in order.
@@ -85,22 +104,60 @@ def run_population(
             samples differ or the model cannot take them, or if it takes another path
             for a later batch.
     """
-    structure: Structure | None = None
     first: tuple[Tensor, ...] = ()
-    parts: list[dict[str, Tensor]] = []
+    traces: list[Trace] = []
+    ran: list[tuple[slice, tuple[Any, ...]]] = []
+    rows = 0
     for inputs, extra in batches:
         first = first or inputs
         _check_alike(first, inputs, what)
-        found = _run_batch(model, inputs, extra, layers, what)
-        structure = structure or found.structure
-        check_same(structure, found.structure, what)
-        parts.append(found.values)
-    if structure is None:
+        found = _run_batch(model, inputs, extra, layers, what, nodes)
+        traces.append(found)
+        check_same(traces[0].structure, found.structure, what)
+        ran.append((slice(rows, rows + len(inputs[0])), extra))
+        rows += len(inputs[0])
+    if not traces:
         raise ValueError(
             f"{what.capitalize()} is empty: probabilities are estimated from samples."
         )
-    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Population(structure, values, tuple(x.dtype for x in first))
+    values = {
+        name: torch.cat([found.values[name] for found in traces])
+        for name in traces[0].values
+    }
+    dtypes, shapes = zip(*((x.dtype, x.shape[1:]) for x in first), strict=True)
+    structure, places = traces[0].structure, traces[0].places
+    return Population(structure, values, dtypes, shapes, places, ran, layers)
+
+
+def places(layer: Layer) -> int:
+    """Places in the map of a layer: 1 for a vector, height times width for an image."""
+    return math.prod(layer.shape[1:])
+
+
+def channel_averages(
+    structure: Structure, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The values of hidden layers, [N, channels * places], averaged to [N, channels].
+
+    As :func:`captum_nif.tracing.trace` averages them; those of inputs and of the output
+    stay.
+    """
+    maps = {x.name: x.shape[0] for x in structure.layers if x.kind == "hidden"}
+    return {
+        name: average(x.view(len(x), maps[name], -1)) if name in maps else x
+        for name, x in values.items()
+    }
+
+
+def averaged(structure: Structure) -> Structure:
+    """A structure of neurons as one of channels."""
+    layers = tuple(
+        replace(layer, size=layer.shape[0], shape=layer.shape[:1])
+        if layer.kind == "hidden"
+        else layer
+        for layer in structure.layers
+    )
+    return Structure(layers, structure.links)
 
 
 def _check_alike(
@@ -124,13 +181,14 @@ def _run_batch(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     extra: tuple[Any, ...],
-    layers: Sequence[str | nn.Module] | None,
+    layers: Modules,
     what: str,
+    nodes: Nodes,
 ) -> Trace:
     """Traces one batch, with every value checked to be finite."""
     check_inputs(model, inputs, what)
     try:
-        found = trace(model, inputs, extra, layers)
+        found = trace(model, inputs, extra, layers, nodes)
     except RuntimeError as error:
         # Torch's complaint about an operand. Its subclasses mean something else: that
         # a model is not supported (NotImplementedError), that memory ran out.

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from captum_nif.activations import (
     BATCH_SIZE,
     Background,
+    Modules,
     check_samples,
     fingerprint,
 )
-from captum_nif.basis import Basis, FeatureMask, Setup
+from captum_nif.basis import Basis, FeatureMask, Inputs, Scale, Setup
 from captum_nif.checks import (
     check_positive,
     check_reached,
@@ -36,6 +37,7 @@ from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer
 from captum_nif.links import LinkRule, Relevance
 from captum_nif.paths import Normalization
+from captum_nif.record import Nodes
 from captum_nif.targets import target_nodes
 from captum_nif.tracing import find_layers
 
@@ -142,21 +144,26 @@ class NIFAttribution(Attribution):
     def __init__(
         self,
         forward_func: nn.Module,
-        layers: Sequence[str | nn.Module] | None = None,
+        layers: Sequence[str | nn.Module] | Literal["chain"] | None = None,
         estimator: PMIEstimator | None = None,
         relevance: Relevance = "pairwise",
         beta: float = 0.0,
         normalize: Normalize = "auto",
         preset: str | None = None,
+        scale: Scale = "nats",
+        nodes: Nodes = "channel",
+        inputs: Inputs = "observed",
     ) -> None:
-        find_layers(forward_func, layers)
+        find_layers(forward_func, None if layers == "chain" else layers)
         super().__init__(forward_func)
         if preset is not None and preset not in PRESETS:
             raise ValueError(
                 f"`preset` must be one of {list(PRESETS)}, got {preset!r}."
             )
         options = PRESETS[preset] if preset is not None else {}
-        self.layers = None if layers is None else list(layers)
+        self.layers: Modules | Literal["chain"] = layers
+        if isinstance(layers, list):
+            self.layers = list(layers)  # the caller's may change
         self.estimator: PMIEstimator = _choose(
             estimator, None, options.get("estimator", MixedKSG())
         )
@@ -167,6 +174,7 @@ class NIFAttribution(Attribution):
         self.normalize: Normalize = _choose(
             normalize, "auto", options.get("normalize", "auto")
         )
+        self.scale, self.nodes, self.inputs = scale, nodes, inputs
         if self.normalize not in (None, "auto", *get_args(Normalization)):
             raise ValueError(
                 "`normalize` must be 'auto', 'layer', 'node' or None, got "
@@ -516,7 +524,7 @@ class NIFAttribution(Attribution):
     def _setup(self) -> Setup:
         model = cast(nn.Module, self.forward_func)
         rule = LinkRule(self.estimator, self.relevance, self.beta)
-        return Setup(model, self.layers, rule)
+        return Setup(model, self.layers, rule, self.scale, self.nodes, self.inputs)
 
     def _basis(
         self,

@@ -9,29 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from typing import Any, Literal, NamedTuple
 
+import torch
+from captum._utils.progress import progress
 from torch import Tensor, nn
 
 from captum_nif.activations import (
     Background,
+    Batches,
+    Modules,
     Population,
+    averaged,
     batches_of,
+    channel_averages,
     cut,
+    places,
     run_population,
 )
+from captum_nif.chain import chain_of_modules
 from captum_nif.checks import (
     check_inputs,
     check_own_population,
     check_same,
     warn_if_training,
 )
-from captum_nif.features import feature_groups
+from captum_nif.features import FeatureGroups, feature_groups
 from captum_nif.flow import Flow
+from captum_nif.independence import draw, receptive_fields
 from captum_nif.layers import Layer
 from captum_nif.links import LinkRule
+from captum_nif.path_analysis import CorrelationFlow
+from captum_nif.record import Nodes
 
 FeatureMask = Tensor | tuple[Tensor, ...]
+Scale = Literal["nats", "correlation"]
+Inputs = Literal["observed", "independent"]
 
 
 class Basis(NamedTuple):
@@ -40,23 +54,34 @@ class Basis(NamedTuple):
     population: Population
     flow: Flow
     is_batch: bool = False
-    """Whether the population is the batch that is explained."""
+    """Whether each sample of the batch that is explained is compared with the rest."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A model, with what are its layers and how its links are weighed.
+    """A model, with what are its nodes and how its links are weighed.
 
     Args:
         model (Module): the trained network.
         layers (list of str or Module, optional): see
-            :func:`captum_nif.tracing.find_layers`.
+            :func:`captum_nif.tracing.find_layers`; or ``"chain"``, see
+            :mod:`captum_nif.chain`.
         rule (LinkRule): how a link's weight is computed.
+        scale (str): of the weights: ``"nats"``, or signed Linfoot ``"correlation"``.
+        nodes (str): of hidden layers: ``"channel"`` averages, or every ``"neuron"``.
+        inputs (str): what layers are fed: ``"observed"`` values, or ``"independent"``.
+        draws (int): how many independent inputs are drawn.
+        seed (int): of these draws.
     """
 
     model: nn.Module
-    layers: list[str | nn.Module] | None
+    layers: Modules | Literal["chain"]
     rule: LinkRule
+    scale: Scale = "nats"
+    nodes: Nodes = "channel"
+    inputs: Inputs = "observed"
+    draws: int = 4096
+    seed: int = 0
 
     def of_background(
         self,
@@ -69,9 +94,9 @@ class Setup:
         """A background as basis; ``size`` samples at a time run through the model."""
         warn_if_training(self.model)
         batches = batches_of(self.model, background, extra, size, bar)
-        population = run_population(self.model, batches, self.layers)
+        population = self._run_first(batches, "the background")
         self._check_size(population, "The background")
-        return Basis(population, self.flow(population, feature_mask))
+        return Basis(population, self.flow(population, feature_mask, bar))
 
     def of_batch(
         self,
@@ -85,9 +110,26 @@ class Setup:
         check_inputs(self.model, samples, "the batch")
         check_own_population(samples)
         batches = cut(samples, extra, size)
-        population = run_population(self.model, batches, self.layers, "the batch")
+        population = self._run_first(batches, "the batch")
         self._check_size(population, "The batch")
-        return Basis(population, self.flow(population, feature_mask), is_batch=True)
+        flow = self.flow(population, feature_mask)
+        return Basis(population, flow, is_batch=self.inputs == "observed")
+
+    def _run_first(self, batches: Batches, what: str) -> Population:
+        """Runs samples of which the first batch tells what the layers are."""
+        if self.layers != "chain":
+            return self._run(batches, what, self.layers)
+        batches = iter(batches)
+        first = list(islice(batches, 1))  # none, if there are no samples at all
+        for inputs, _ in first:
+            check_inputs(self.model, inputs, what)
+        layers = chain_of_modules(self.model, *first[0]) if first else None
+        return self._run(chain(first, batches), what, layers)
+
+    def _run(self, batches: Batches, what: str, layers: Modules) -> Population:
+        # what is drawn are the values of neurons
+        nodes: Nodes = "neuron" if self.inputs == "independent" else self.nodes
+        return run_population(self.model, batches, layers, what, nodes)
 
     def _check_size(self, population: Population, what: str) -> None:
         """Refuses fewer samples than the estimator can work with."""
@@ -99,12 +141,47 @@ class Setup:
                 "estimator (or its options) for so few."
             )
 
-    def flow(self, population: Population, feature_mask: FeatureMask | None) -> Flow:
+    def flow(
+        self,
+        population: Population,
+        feature_mask: FeatureMask | None,
+        bar: bool = False,
+    ) -> Flow:
         """The flow that a population gives, by features or by groups of them."""
-        groups = None
+        groups: dict[str, FeatureGroups] = {}
         if feature_mask is not None:
             groups = feature_groups(feature_mask, population.inputs)
-        return Flow(population.structure, population.values, self.rule, groups)
+        kind = CorrelationFlow if self.scale == "correlation" else Flow
+        fields = {}
+        if self.nodes == "neuron":
+            fields = receptive_fields(self.model, population, self.seed)
+            fields = {ends: x for ends, x in fields.items() if ends[0] not in groups}
+        if self.inputs == "observed":
+            values = population.values
+            return kind(population.structure, values, self.rule, groups, None, fields)
+        together = {name: group.members for name, group in groups.items()}
+        if self.nodes == "channel":
+            for layer in population.structure.layers:
+                if layer.kind == "hidden":
+                    of_channel = torch.arange(layer.shape[0])
+                    members = of_channel.repeat_interleave(places(layer))
+                    together[layer.name] = members
+        with progress(
+            desc="NIF independent inputs", total=self.draws, disable=not bar
+        ) as drawn:
+            found = draw(
+                self.model,
+                population,
+                self.draws,
+                self.seed,
+                together,
+                drawn.update,
+            )
+        structure, given, fed = population.structure, found.given, found.fed
+        if self.nodes == "channel":
+            given, fed = (channel_averages(structure, x) for x in (given, fed))
+            structure = averaged(structure)
+        return kind(structure, given, self.rule, groups, fed, fields)
 
     def query(
         self,
@@ -116,14 +193,18 @@ class Setup:
         """Node values of the samples explained; None where they are the population."""
         if basis.is_batch:
             return None
-        batches = cut(samples, extra, size)
-        found = run_population(self.model, batches, self.layers, "the samples")
+        modules = basis.population.modules
+        found = self._run(cut(samples, extra, size), "the samples", modules)
         check_same(basis.population.structure, found.structure, "the samples")
+        if self.nodes == "channel":
+            return channel_averages(found.structure, found.values)
         return found.values
 
     def end(self, basis: Basis, layer: object) -> Layer:
         """The layer whose nodes are explained: by name, by module, or the output."""
         structure = basis.population.structure
+        if self.nodes == "channel":
+            structure = averaged(structure)
         if layer is None:
             return structure.output
         if isinstance(layer, nn.Module):

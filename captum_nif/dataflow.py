@@ -3,7 +3,7 @@ r"""Read layers, links and node values off the record of a forward pass."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -44,10 +44,13 @@ class Trace:
     Args:
         structure (Structure): layers and links.
         values (dict of Tensor): the value of each layer's nodes, [N, size], by name.
+        places (dict of int): where in the order of nodes the value of a hidden layer
+            is made, if there is one place where all its readers take it from.
     """
 
     structure: Structure
     values: dict[str, Tensor]
+    places: dict[str, int] = field(default_factory=dict)
 
 
 class Dataflow:
@@ -83,6 +86,7 @@ class Dataflow:
                     live.add(id(found))
                     stack.append(found)
         self._nodes = [node for node in record.order if id(node) in live]
+        self._places = {id(node): i for i, node in enumerate(record.order)}
         self._inputs = [s for s in record.sources if s.module is None]
         self.sources = [
             s for s in record.sources if s.index in used and s.module is not None
@@ -122,6 +126,7 @@ class Dataflow:
         names: dict[int, str] = {}
         layers: list[Layer] = []
         values: dict[str, Tensor] = {}
+        places: dict[str, int] = {}
         links: list[tuple[str, str]] = []
 
         def add(name: str, value: Tensor, kind: Kind, shape: tuple[int, ...]) -> None:
@@ -134,24 +139,30 @@ class Dataflow:
             add(source.name, flat, "input", tuple(x.shape[1:]))
         is_own = True  # whether the output is a layer of its own
         for source in self.sources:
-            node, value = self._value(source)
+            node, is_handed_on = self._value(source)
             name = source.name
-            if node is self._end and self._is_value(source):
+            if is_handed_on and node is self._end and self._is_value(source):
                 is_own = False
                 name = name.replace("output:0", "output")
                 add(name, output.reshape(n, -1), "output", shape)
             else:
-                add(name, value, "hidden", (source.size,))
+                assert node.value is not None
+                add(name, node.value, "hidden", node.shape)
+                if is_handed_on:
+                    places[name] = self._places[id(node)]
             names[source.index] = name
             read = {i for node in source.reads for i in node.sources}
             links += [(names[i], name) for i in sorted(read)]
         if is_own:
             add("output", output.reshape(n, math.prod(shape)), "output", shape)
             links += [(names[i], "output") for i in sorted(self._end.sources)]
-        return Trace(Structure(tuple(layers), tuple(links)), values)
+        return Trace(Structure(tuple(layers), tuple(links)), values, places)
 
-    def _value(self, source: Source) -> tuple[Node | None, Tensor]:
-        """The version whose averages are the values of a layer's nodes, and these."""
+    def _value(self, source: Source) -> tuple[Node, bool]:
+        """The version that gives the values of a layer's nodes.
+
+        And whether all that read the layer read it through this version.
+        """
         region = [node for node in self._nodes if node.sources == {source.index}]
         place = {id(node): i for i, node in enumerate(region)}
         # A node lies on every path from the layer to its readers if no edge jumps over
@@ -168,11 +179,11 @@ class Dataflow:
                 furthest = max(furthest, child or 0)
             if leaves:
                 break
-        if last is not None and last.value is not None:
-            return last, last.value
+        if last is not None:
+            return last, True
         main = source.roots[0]
         if main.value is not None:  # its states are read as well
-            return None, main.value
+            return main, False
         raise _no_layer(source, "it gives values for only some of the samples")
 
     def _is_value(self, source: Source) -> bool:

@@ -34,6 +34,10 @@ _UNFITTED_BUDGET = 1 << 28
 Tick = Callable[[], object]
 
 
+def no_tick() -> None:
+    """For those who do not want to know how far the work has come."""
+
+
 class Ends(NamedTuple):
     """The two layers of a link, by name."""
 
@@ -52,6 +56,10 @@ class Flow:
         values (Mapping): values of each layer's nodes, [N, size], by name.
         rule (LinkRule): how a link's weight is computed.
         groups (Mapping): feature groups by input, empty for single elements.
+        fed (Mapping, optional): values that each layer handed on to its readers, if
+            these are others than it gave.
+        fields (Mapping, optional): bool, [places of the source, places of the target],
+            by link: where nodes can be linked at all.
     """
 
     def __init__(
@@ -60,8 +68,11 @@ class Flow:
         values: Mapping[str, Tensor],
         rule: LinkRule,
         groups: Mapping[str, FeatureGroups] | None = None,
+        fed: Mapping[str, Tensor] | None = None,
+        fields: Mapping[tuple[str, str], Tensor] | None = None,
     ) -> None:
         self.groups = dict(groups or {})
+        self.fields = dict(fields or {})
         self.rule = rule
         self.layers = [
             replace(layer, size=group.count, shape=(group.count,))
@@ -71,7 +82,8 @@ class Flow:
         ]
         self.links = [Ends(*link) for link in structure.links]
         self.values = self._grouped(values)
-        self._prepared: dict[str, Prepared] = {}
+        self.fed = self.values if fed is None else self._grouped(fed)
+        self._prepared: dict[tuple[str, bool], Prepared] = {}
         self._sizes = {layer.name: layer.size for layer in self.layers}
         into: dict[str, int] = {}
         for source, target in self.links:
@@ -92,11 +104,12 @@ class Flow:
 
     def prepare(self) -> None:
         """Does once what all links share: ranking and sorting every layer's values."""
-        for name in dict.fromkeys(name for link in self.links for name in link):
-            self._ready(name)
+        for source, target in self.links:
+            self._ready_source(source)
+            self._ready_target(target)
 
     def population_graph(
-        self, end: str, node: int | None = None, tick: Tick = lambda: None
+        self, end: str, node: int | None = None, tick: Tick = no_tick
     ) -> FlowGraph:
         """The graph whose links carry mutual information, in nats.
 
@@ -106,28 +119,41 @@ class Flow:
                 keeps all.
             tick (Callable): called once per link.
         """
-        self._check_redundancy()
-        redundancy: dict[str, Tensor | float] = {}
         layers, ends = self._up_to(end)
+        weight_of = self._population_weights()
         links = []
-        for source, target in ends:
-            if source not in redundancy:
-                redundancy[source] = self.rule.redundancy(self.values[source])
-            weight = self.rule.population(
-                self._ready(source), self._ready(target), redundancy[source]
-            )
-            if node is not None and target == end:
-                weight = _only(weight, torch.tensor(node))
-            links.append(Link(source, target, weight))
+        for link in ends:
+            weight = weight_of(link)
+            if node is not None and link.target == end:
+                weight = only(weight, torch.tensor(node))
+            links.append(Link(*link, weight))
             tick()
         return FlowGraph(layers, links)
+
+    def _population_weights(self) -> WeightOf:
+        """The function that gives a link's weight in the population graph, [a, b]."""
+        self._check_redundancy()
+        redundancy: dict[str, Tensor | float] = {}
+
+        def weight_of(link: Ends) -> Tensor:
+            source, target = link
+            if source not in redundancy:
+                redundancy[source] = self.rule.redundancy(self.fed[source])
+            weight = self.rule.population(
+                self._ready_source(source),
+                self._ready_target(target),
+                redundancy[source],
+            )
+            return self._within_field(link, weight)
+
+        return weight_of
 
     def instance_graphs(
         self,
         query: Mapping[str, Tensor] | None,
         end: str,
         nodes: Tensor | None,
-        tick: Tick = lambda: None,
+        tick: Tick = no_tick,
     ) -> list[FlowGraph]:
         """One graph per sample, whose links carry its pointwise mutual information.
 
@@ -146,7 +172,7 @@ class Flow:
             for link in ends:
                 weight = weight_of(link)
                 if nodes is not None and link.target == end:
-                    weight = _only(weight, nodes[part])
+                    weight = only(weight, nodes[part])
                 links.append([Link(*link, single) for single in weight.unbind()])
                 tick()
             graphs += [FlowGraph(layers, own) for own in zip(*links, strict=True)]
@@ -158,7 +184,7 @@ class Flow:
         end: str,
         nodes: Tensor,
         normalize: Normalization | None,
-        tick: Tick = lambda: None,
+        tick: Tick = no_tick,
     ) -> dict[str, Tensor]:
         """Path sums (Eq. 4) of each sample's graph from each input to its node.
 
@@ -243,28 +269,45 @@ class Flow:
             source, target = link
             if source not in redundancy:
                 redundancy[source] = self.rule.redundancy(
-                    self.values[source],
+                    self.fed[source],
                     None if query is None else query[source],
                     pointwise=True,
                 )
-            return self.rule.instances(
-                self._ready(source),
-                self._ready(target),
+            weight = self.rule.instances(
+                self._ready_source(source),
+                self._ready_target(target),
                 None if query is None else (query[source], query[target]),
                 redundancy[source],
             )
+            return self._within_field(link, weight)
 
         return weight_of
+
+    def _within_field(self, link: Ends, weight: Tensor) -> Tensor:
+        """Weights, [..., a, b], with 0 where the target does not see the source."""
+        if link not in self.fields:
+            return weight
+        field = self.fields[link].to(weight.device)
+        seen = field.repeat(
+            *(n // m for n, m in zip(weight.shape[-2:], field.shape, strict=True))
+        )
+        return torch.where(seen, weight, 0.0)
 
     def _check_redundancy(self) -> None:
         # not before a graph is asked for: groups of features may come until then
         for source, _ in self.links:
             self.rule.check_size(source, self._sizes[source])
 
-    def _ready(self, name: str) -> Prepared:
-        if name not in self._prepared:
-            self._prepared[name] = self.rule.estimator.prepare(self.values[name])
-        return self._prepared[name]
+    def _ready_source(self, name: str) -> Prepared:
+        return self._ready(name, self.fed, self.fed is not self.values)
+
+    def _ready_target(self, name: str) -> Prepared:
+        return self._ready(name, self.values, False)
+
+    def _ready(self, name: str, values: Mapping[str, Tensor], fed: bool) -> Prepared:
+        if (name, fed) not in self._prepared:
+            self._prepared[name, fed] = self.rule.estimator.prepare(values[name])
+        return self._prepared[name, fed]
 
     def _grouped(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # an input that no layer reads as numbers (token ids) is no variable
@@ -281,7 +324,7 @@ class Flow:
         return self.groups[name].spread(sums) if name in self.groups else sums
 
 
-def _only(weight: Tensor, nodes: Tensor) -> Tensor:
+def only(weight: Tensor, nodes: Tensor) -> Tensor:
     """Weights, [..., a, b], with 0 for all target nodes but one per sample, [...]."""
     kept = one_hot(nodes.to(weight.device), weight.shape[-1]).bool().unsqueeze(-2)
     return torch.where(kept, weight, 0.0)

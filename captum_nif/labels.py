@@ -94,27 +94,51 @@ class Labels:
         return positions[torch.argsort(index, stable=True)]
 
 
-def average(x: Tensor, labels: Labels, n_rows: int, n_channels: int) -> Tensor | None:
-    """Mean of ``x`` per sample and channel, [n_rows, n_channels], or None.
+def by_channel(
+    x: Tensor, labels: Labels, n_rows: int, n_channels: int
+) -> Tensor | None:
+    """Elements of ``x`` by sample and channel, [n_rows, n_channels, places], or None.
 
-    None when ``x`` does not hold every channel of every sample equally often. The mean
-    is taken in double precision over the elements of a pair in the tensor's own order,
-    so that a reshaped tensor has bitwise the mean of the original.
+    None when ``x`` does not hold every channel of every sample equally often. Within a
+    channel they stand in the tensor's own order.
     """
     if x.shape[:2] == (n_rows, n_channels) and labels.is_plain:
-        grouped = x.reshape(n_rows, n_channels, -1)
-    else:
-        order = labels.order(n_rows, n_channels)
-        if order is None:
-            return None
-        grouped = x.flatten()[order].view(n_rows, n_channels, -1)
+        return x.reshape(n_rows, n_channels, -1)
+    order = labels.order(n_rows, n_channels)
+    if order is None:
+        return None
+    return x.flatten()[order].view(n_rows, n_channels, -1)
+
+
+def overwrite(x: Tensor, labels: Labels, grouped: Tensor) -> None:
+    """Writes elements back where :func:`by_channel` found them, in place."""
+    if x.shape[:2] == grouped.shape[:2] and labels.is_plain:
+        x.copy_(grouped.reshape(x.shape))
+        return
+    order = labels.order(*grouped.shape[:2])
+    flat = x.flatten()
+    flat[order] = grouped.to(x.dtype).flatten()
+    x.copy_(flat.view(x.shape))
+
+
+def average(grouped: Tensor) -> Tensor:
+    """Mean over places, [N, C], of elements by sample and channel, [N, C, places].
+
+    It is taken in double precision and in the order of the places, so that a reshaped
+    tensor has bitwise the mean of the original.
+    """
     if grouped.shape[-1] == 1:
         mean = grouped[..., 0].clone()
-    elif x.device.type == "mps":  # Apple's GPUs have no double precision
+    elif grouped.device.type == "mps":  # Apple's GPUs have no double precision
         mean = grouped.float().mean(-1)
     else:
         mean = grouped.mean(-1, dtype=torch.float64)
-    return mean.to(x.dtype if x.is_floating_point() else torch.float32)
+    return mean.to(float_dtype(grouped))
+
+
+def float_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the values of nodes: that of the tensor, or single precision."""
+    return x.dtype if x.is_floating_point() else torch.float32
 
 
 def lost(shape: torch.Size, why: str) -> Labels:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
@@ -49,6 +49,7 @@ def backward_sums(
     seed: Tensor,
     weight_of: Callable[[L], Tensor],
     normalize: Normalization | None = None,
+    gains: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     r"""Accumulates path sums backwards from the nodes of one layer.
 
@@ -70,6 +71,10 @@ def backward_sums(
         normalize (str, optional): Divide the weights as :func:`incoming_totals`
             says before they are used: ``"layer"``, ``"node"`` or ``None`` for no
             division (Eq. 4 as printed).
+            Default: ``None``
+        gains (Mapping, optional): Factors of the nodes of some layers, shape [...,
+            size], by which every path through a node is multiplied. They are applied
+            where paths pass through a node or end in it, not where they begin.
             Default: ``None``
 
     Returns:
@@ -98,6 +103,8 @@ def backward_sums(
         if reached.name not in sums or reached.name not in incoming:
             continue
         value = sums[reached.name]
+        if gains is not None and reached.name in gains:
+            value = value * gains[reached.name]
         weights = [weight_of(link) for link in incoming[reached.name]]
         if normalize is not None:
             # Dividing what the columns meet is dividing the columns.

@@ -3,20 +3,33 @@ r"""The record of one forward pass: layers, and the versions of tensors between 
 Every version of every tensor that depends on the inputs is a :class:`Node`. An in-place
 operation makes a new version, also of the tensors that share its memory. Per-channel
 averages are taken before a tensor is read, so that in-place operations cannot spoil
-them and no feature map outlives the model's own use of it.
+them and no feature map outlives the model's own use of it. Where neurons are the nodes,
+their values are kept instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_nif.functions import KEEPING, tensors_in
-from captum_nif.labels import Labels, average, batch_labels, lost, rewritten
+from captum_nif.labels import (
+    Labels,
+    average,
+    batch_labels,
+    by_channel,
+    float_dtype,
+    lost,
+    overwrite,
+    rewritten,
+)
+
+Nodes = Literal["channel", "neuron"]
 
 
 @dataclass(eq=False)
@@ -27,8 +40,10 @@ class Node:
         sources (frozenset of int): indices of the sources that it depends on.
         parents (tuple of Node): the versions that it was computed from.
         labels (Labels or None): sample and channel of its elements; None for constants.
-        value (Tensor or None): mean per sample and channel, [N, C], if it was settled,
-            depends on one source alone and still holds that source's channels.
+        value (Tensor or None): mean per sample and channel, [N, C], or all elements in
+            the order of channels, [N, C * places], if it was settled, depends on one
+            source alone and still holds that source's channels.
+        shape (tuple of int): arrangement of the nodes of one sample.
         weight (str): name of the parameter that it is computed from, for constants.
         refused (str): why nothing that reads this tensor can be traced.
         was_read (bool): whether a function has read it.
@@ -39,6 +54,7 @@ class Node:
     parents: tuple[Node, ...] = ()
     labels: Labels | None = None
     value: Tensor | None = None
+    shape: tuple[int, ...] = ()
     weight: str = ""
     refused: str = ""
     was_read: bool = False
@@ -81,14 +97,24 @@ class Record:
         model (Module): the model to be run.
         inputs (tuple of Tensor): what it will be called with; the same objects.
         constants (Iterable of Tensor): its further arguments; the same objects.
+        nodes (str): ``"channel"``, whose values are averages, or ``"neuron"``.
+        fed (Mapping): values, [N, C * places], that take the place of those of a layer
+            as soon as they are made, by the node's position in ``order``.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: tuple[Tensor, ...], constants: Iterable[Tensor]
+        self,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        constants: Iterable[Tensor],
+        nodes: Nodes = "channel",
+        fed: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.sources: list[Source] = []
         self.order: list[Node] = []
         self._model = model
+        self._nodes = nodes
+        self._fed = fed or {}
         self._batch = inputs[0].shape[0]
         self._current = WeakTensorKeyDictionary()  # the last version of each tensor
         self._weights = {id(p): name for name, p in model.named_parameters()}
@@ -124,6 +150,22 @@ class Record:
         self._current[x] = node
         if node is not CONSTANT:
             self.order.append(node)
+            if len(self.order) - 1 in self._fed:
+                self._feed(x, node, self._fed[len(self.order) - 1])
+
+    def _feed(self, x: Tensor, node: Node, values: Tensor) -> None:
+        """Keep what a layer gives, and hand others on to its readers."""
+        self.settle(x)
+        source = self.sources[next(iter(node.sources))]
+        assert node.labels is not None
+        grouped = values.view(self._batch, source.size, -1)
+        try:
+            overwrite(x, node.labels, grouped)
+        except RuntimeError as error:
+            raise NotImplementedError(
+                f"The values of the layer {source.name!r} cannot be exchanged for "
+                f"independent ones ({error}): use inputs='observed'."
+            ) from error
 
     def settle(self, x: Tensor) -> None:
         """Take the averages of a tensor, if it holds the channels of one source."""
@@ -133,7 +175,15 @@ class Record:
         node.is_settled = True
         source = self.sources[next(iter(node.sources))]
         if source.module is not None and node.labels.channels is not None:
-            node.value = average(x, node.labels, self._batch, source.size)
+            found = by_channel(x, node.labels, self._batch, source.size)
+            if found is None:
+                return
+            if self._nodes == "channel" or found.shape[-1] == 1:
+                node.value, node.shape = average(found), (source.size,)
+                return
+            plain = x.shape[2:] if node.labels.is_plain else found.shape[2:]
+            node.shape = (source.size, *plain)
+            node.value = found.flatten(1).to(float_dtype(x)).clone()
 
     def settle_read(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Settle what a function is about to read, and perhaps to overwrite.

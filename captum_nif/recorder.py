@@ -28,7 +28,7 @@ from captum_nif.functions import (
 from captum_nif.labels import Labels
 from captum_nif.modules import output_labels
 from captum_nif.provenance import propagate
-from captum_nif.record import CONSTANT, Node, Record, Source, among, distinct
+from captum_nif.record import CONSTANT, Node, Nodes, Record, Source, among, distinct
 
 # Functions through which values leave torch, and through which they may come back.
 _LEAVING = frozenset(["numpy", "tolist", "item", "array", "float", "int"])
@@ -44,6 +44,8 @@ class Recorder(TorchFunctionMode):
         inputs (tuple of Tensor): what the model will be called with; the same objects.
         extra (tuple): its further arguments, treated as constants; the same objects.
         strict (bool): refuse parameters that mix features outside any layer.
+        nodes (str): see :class:`~captum_nif.record.Record`.
+        fed (Mapping): see :class:`~captum_nif.record.Record`.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class Recorder(TorchFunctionMode):
         inputs: tuple[Tensor, ...],
         extra: tuple[Any, ...],
         strict: bool,
+        nodes: Nodes = "channel",
+        fed: Mapping[int, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.record = Record(model, inputs, _tensors_of(extra))
+        self.record = Record(model, inputs, _tensors_of(extra), nodes, fed)
         self._layers = layers
         self._strict = strict
         self._tokens = {i for i, x in enumerate(inputs) if not x.is_floating_point()}

@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_map
 
 from captum_nif.dataflow import Dataflow, Structure, Trace
 from captum_nif.modules import LAYER_TYPES
+from captum_nif.record import Nodes
 from captum_nif.recorder import Recorder
 
 __all__ = ["LAYER_TYPES", "Structure", "Trace", "find_layers", "lock_of", "trace"]
@@ -187,6 +188,8 @@ def trace(
     inputs: tuple[Tensor, ...],
     extra: tuple[Any, ...] = (),
     layers: Sequence[str | nn.Module] | None = None,
+    nodes: Nodes = "channel",
+    fed: Mapping[int, Tensor] | None = None,
 ) -> Trace:
     """Run a model on one batch and give its layers, links and node values.
 
@@ -195,6 +198,12 @@ def trace(
         inputs (tuple of Tensor): batches, samples along axis 0.
         extra (tuple): further arguments; constants, not nodes.
         layers (Sequence of str or Module, optional): see :func:`find_layers`.
+        nodes (str): the nodes of a hidden layer: ``"channel"``, averaged over places,
+            or ``"neuron"``, every element.
+        fed (Mapping, optional): other values, [N, channels * places], to be handed on
+            in the place of those of a layer, by its entry in :attr:`Trace.places` from
+            a batch of as many samples. The trace holds what each layer gave, given
+            what it was fed.
 
     Returns:
         Trace: structure and values. Hooks are removed, and parameters, buffers, inputs,
@@ -225,7 +234,8 @@ def trace(
         # copies: fresh tensors that in-place operations of the model may overwrite
         copies = tuple(x.detach().clone() for x in inputs)
         constants = tree_map(_copied, extra)
-        recorder = Recorder(model, modules, copies, constants, strict=layers is None)
+        strict = layers is None
+        recorder = Recorder(model, modules, copies, constants, strict, nodes, fed)
         with recorder:
             output = model(*copies, *constants)
         if not isinstance(output, Tensor):

@@ -1,0 +1,246 @@
+r"""Samples of what each layer does with independent inputs.
+
+In observed data the nodes of a layer depend on each other, so a link's information is
+partly that of its neighbours: Eq. 3 of the paper subtracts this redundancy. Here it
+vanishes by construction instead: every layer is fed values that are drawn from the
+background *node by node*, each node's from a sample of its own, and what the layer
+makes of them is recorded. All layers are fed in the same pass: what one gives is
+exchanged for independent values before the next reads it.
+
+Sums over paths are made for this setting: with independent inputs, the correlations of
+a linear layer's inputs with its output are Wright's path coefficients (*The method of
+path coefficients*, Ann. Math. Stat. 5, 1934), and their products along a path, summed
+over all paths, give the correlation of its two ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captum_nif.activations import Population, places
+from captum_nif.checks import check_same
+from captum_nif.layers import Layer
+from captum_nif.tracing import Trace, trace
+
+_BUDGET = 1 << 31
+"""Bytes that draws may take."""
+
+_FEWEST = 256
+"""Draws below which links would be noise."""
+
+_PROBES = 8
+"""Samples in which each place is changed, to see which places depend on it. More than
+one, since a dead unit or an unchosen maximum hides a dependence."""
+
+_ROUNDING = 1e-5
+"""Changes smaller than this share of a layer's largest value are rounding."""
+
+Members = Mapping[str, Tensor]
+"""For some layers, the node that each element belongs to, [elements]."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What layers were fed, and what they gave.
+
+    Args:
+        fed (dict of Tensor): values that each layer handed on to its readers, drawn
+            independently for each node, [M, elements], by name.
+        given (dict of Tensor): values that each layer gave before, from what those
+            before it had handed on, [M, elements], by name.
+    """
+
+    fed: dict[str, Tensor]
+    given: dict[str, Tensor]
+
+
+def draw(
+    model: nn.Module,
+    population: Population,
+    draws: int,
+    seed: int,
+    members: Members,
+    tick: Callable[[int], object] = lambda done: None,
+) -> Draws:
+    """Feeds every layer independent values.
+
+    Args:
+        model (Module): the network.
+        population (Population): of neurons; each element's values are drawn from it.
+        draws (int): how many; fewer where they would take too much memory.
+        seed (int): of the draws.
+        members (Mapping): elements that are drawn together, by layer.
+        tick (Callable): told how many draws were made since.
+
+    Raises:
+        ValueError: if memory is enough for too few draws.
+        NotImplementedError: if what a layer gives cannot be exchanged.
+    """
+    feeder = _Feeder(model, population)
+    draws = affordable(population, draws)
+    generator = torch.Generator().manual_seed(seed)
+    fed: dict[str, list[Tensor]] = {}
+    given: dict[str, list[Tensor]] = {}
+    done = 0
+    for start, extra in itertools.cycle(population.batches):
+        if done >= draws:
+            break
+        rows = torch.arange(start.start, start.stop)
+        values = {
+            name: _drawn(x, rows, generator, members.get(name), feeder.is_read(name))
+            for name, x in population.values.items()
+        }
+        found = feeder.run(values, extra)
+        for name, x in values.items():
+            fed.setdefault(name, []).append(x)
+        for name, x in found.values.items():
+            given.setdefault(name, []).append(x)
+        done += len(rows)
+        tick(len(rows))
+    return Draws(_joined(fed, draws), _joined(given, draws))
+
+
+def _joined(parts: Mapping[str, list[Tensor]], rows: int) -> dict[str, Tensor]:
+    return {name: torch.cat(x)[:rows] for name, x in parts.items()}
+
+
+def affordable(population: Population, draws: int) -> int:
+    """How many of so many draws memory is enough for."""
+    row = 2 * sum(x[0].numel() * x.element_size() for x in population.values.values())
+    most = _BUDGET // row
+    if most < min(draws, _FEWEST):
+        raise ValueError(
+            f"A sample of all {row // 8:,} neurons takes {row:,} bytes, so only {most} "
+            f"draws fit in {_BUDGET >> 30} GiB: too few to estimate links from. Use "
+            "inputs='observed' and nodes='channel', or name fewer `layers`."
+        )
+    return min(draws, most)
+
+
+def receptive_fields(
+    model: nn.Module,
+    population: Population,
+    seed: int,
+) -> dict[tuple[str, str], Tensor]:
+    """Which places of a layer's map depend on which places of the map that it reads.
+
+    Found by changing one place at a time. A layer's map has a place for each element of
+    its shape beyond the first axis, the channels.
+
+    Returns:
+        dict of Tensor: bool, [places of the source, places of the target], by link;
+        only links in which some place does not depend on some other.
+    """
+    feeder = _Feeder(model, population)
+    structure = population.structure
+    generator = torch.Generator().manual_seed(seed)
+    batch, extra = population.batches[0]
+    size = batch.stop - batch.start
+    by_name = {layer.name: layer for layer in structure.layers}
+    sources = [by_name[name] for name in dict.fromkeys(a for a, _ in structure.links)]
+    most = max(places(layer) for layer in sources)
+    fields = {
+        (a, b): torch.zeros(places(by_name[a]), places(by_name[b]), dtype=torch.bool)
+        for a, b in structure.links
+    }
+    for _ in range(_PROBES):
+        one = torch.zeros(size, dtype=torch.long)  # the same sample in all rows
+        base, other = (
+            {
+                name: _drawn(x, one, generator, None, feeder.is_read(name), alike=True)
+                for name, x in population.values.items()
+            }
+            for _ in range(2)
+        )
+        before = feeder.run(base, extra).values
+        for start in range(0, most, size):
+            values = {
+                layer.name: _changed(layer, base[layer.name], other[layer.name], start)
+                for layer in structure.layers
+                if layer.name in base
+            }
+            after = feeder.run(values, extra).values
+            for (_, b), field in fields.items():
+                rows = min(size, len(field) - start)
+                if rows <= 0:
+                    continue
+                moved = (after[b] - before[b])[:rows].abs().double()
+                moved = moved > _ROUNDING * before[b].abs().max()
+                moved = moved.view(rows, -1, field.shape[1]).any(1).cpu()
+                field[start : start + rows] |= moved
+    return {link: field for link, field in fields.items() if not field.all()}
+
+
+class _Feeder:
+    """Runs a model with the values of all layers exchanged."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        population: Population,
+    ) -> None:
+        self._model = model
+        self._population = population
+        self._read = {source for source, _ in population.structure.links}
+        for layer in population.structure.layers:
+            if layer.kind == "hidden" and layer.name not in population.places:
+                raise NotImplementedError(
+                    f"The layer {layer.name!r} hands on several tensors, or one that "
+                    "not all its readers take, so its values cannot be exchanged for "
+                    "independent ones: use inputs='observed'."
+                )
+
+    def is_read(self, name: str) -> bool:
+        """Whether the elements of this layer are nodes; token ids are none."""
+        return name in self._read
+
+    def run(self, values: Mapping[str, Tensor], extra: tuple[object, ...]) -> Trace:
+        """One pass, in which each layer hands on these values."""
+        population = self._population
+        inputs = tuple(
+            values[layer.name].reshape(-1, *shape).to(dtype)
+            for layer, shape, dtype in zip(
+                population.inputs, population.shapes, population.dtypes, strict=True
+            )
+        )
+        fed = {place: values[name] for name, place in population.places.items()}
+        found = trace(self._model, inputs, extra, population.modules, "neuron", fed)
+        check_same(population.structure, found.structure, "independent inputs")
+        if found.places != population.places:
+            raise NotImplementedError(
+                "With independent inputs the model took another path through its "
+                "functions than for the background: use inputs='observed'."
+            )
+        return found
+
+
+def _drawn(
+    values: Tensor,
+    rows: Tensor,
+    generator: torch.Generator,
+    members: Tensor | None,
+    is_read: bool,
+    alike: bool = False,
+) -> Tensor:
+    """For each node and row the value of some sample; the given rows if not read."""
+    if not is_read:
+        return values[rows.to(values.device)]
+    nodes = values.shape[1] if members is None else int(members.max()) + 1
+    shape = (1 if alike else len(rows), nodes)
+    picked = torch.randint(len(values), shape, generator=generator)
+    if members is not None:
+        picked = picked[:, members.cpu()]
+    drawn = values.gather(0, picked.to(values.device))
+    return drawn.expand(len(rows), -1) if alike else drawn
+
+
+def _changed(layer: Layer, base: Tensor, other: Tensor, start: int) -> Tensor:
+    """Row i has the values of ``other`` at place ``start`` + i, else of ``base``."""
+    at = torch.arange(base.shape[1], device=base.device) % places(layer)
+    row = torch.arange(start, start + len(base), device=base.device)
+    return torch.where(at == row.unsqueeze(1), other, base)

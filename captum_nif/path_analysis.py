@@ -1,0 +1,202 @@
+r"""Path analysis: flow on the scale of correlation, for populations and samples.
+
+The links of the population graph are signed Linfoot correlations
+(:mod:`captum_nif.correlation`). A sample enters by how far its values deviate from the
+population's, in standard deviations: :math:`\xi_a` for node a as a layer hands it on,
+:math:`\eta_b` for node b as its layer gives it. The links into b predict
+
+.. math:: \hat\eta_b = \sum_{a \to b} r_{ab} \, \xi_a
+
+and what b passes on is weighed by how much of that came about, its *gain*
+
+.. math:: g_b = \frac{\eta_b \hat\eta_b + 1}{\hat\eta_b^2 + 1} .
+
+This is the slope of :math:`\eta_b` on :math:`\hat\eta_b` through this one sample, with
+the population's slope of 1 counted as one more observation at unit deviation: a unit
+that stays silent where it should have fired passes on less, down to nothing, one that
+fires as predicted passes on all. The attribution of input element i to node j is
+
+.. math:: A_{ij} = \xi_i \sum_{\text{paths } i \to j} \; \prod_{\text{links}} r
+    \prod_{\text{nodes between}} g ,
+
+in standard deviations of j: in a linear network fed independently, where all gains are
+1, the sum over i is exactly the deviation of j (Wright, 1934). To first order
+:math:`r \xi \eta` is the pointwise mutual information of a Gaussian pair, and dividing
+by :math:`\eta` of the target, as each link here does, makes the factors of a path
+telescope. In ReLU networks the gains play the part of the local slopes of gradient
+methods (most of all of DeepLIFT's rescale rule), the links that of average slopes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from captum_nif.correlation import signed_linfoot
+from captum_nif.flow import Ends, Flow, Tick, WeightOf, no_tick, only
+from captum_nif.graph import FlowGraph
+from captum_nif.layers import Link, sorted_sparse
+from captum_nif.paths import Normalization, backward_sums
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Mean and standard deviation of each node, float64, [size]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @staticmethod
+    def of(values: Tensor) -> _Moments:
+        values = values.double()
+        return _Moments(values.mean(0), values.std(0, correction=0))
+
+    def standardize(self, values: Tensor) -> Tensor:
+        """Values in standard deviations from the mean; 0 for a constant."""
+        varies = self.deviation > 1e-9 * self.mean.abs()
+        scale = torch.where(varies, self.deviation, torch.inf)
+        return (values.double() - self.mean) / scale
+
+
+class CorrelationFlow(Flow):
+    """A flow whose links are signed Linfoot correlations; see this module."""
+
+    @cached_property
+    def _correlations(self) -> dict[Ends, Tensor]:
+        return {}
+
+    @cached_property
+    def _known_moments(self) -> dict[tuple[str, bool], _Moments]:
+        return {}
+
+    def prepare(self) -> None:
+        """Estimates all links."""
+        for link in self.links:
+            self._correlation(link)
+
+    def _population_weights(self) -> WeightOf:
+        return self._correlation
+
+    def instance_graphs(
+        self,
+        query: Mapping[str, Tensor] | None,
+        end: str,
+        nodes: Tensor | None,
+        tick: Tick = no_tick,
+    ) -> list[FlowGraph]:
+        """One graph per sample, whose path sums are its attributions.
+
+        A link's weight is the correlation, times the gain of its target, times the
+        deviation of its source if that is an input.
+        """
+        layers, ends = self._up_to(end)
+        inputs = {layer.name for layer in layers if layer.kind == "input"}
+        fed, gains = self._sample(query)
+        graphs = []
+        for i in range(len(next(iter(fed.values())))):
+            links = []
+            for link in ends:
+                weight = self._correlation(link)
+                source = fed[link.source][i] if link.source in inputs else None
+                target = gains[link.target][i] if link.target != end else None
+                weight = _scaled(weight, source, target)
+                if nodes is not None and link.target == end:
+                    weight = only(weight, nodes[i])
+                links.append(Link(*link, weight))
+                tick()
+            graphs.append(FlowGraph(layers, links))
+        return graphs
+
+    def attributions(
+        self,
+        query: Mapping[str, Tensor] | None,
+        end: str,
+        nodes: Tensor,
+        normalize: Normalization | None,
+        tick: Tick = no_tick,
+    ) -> dict[str, Tensor]:
+        """Path sums of each sample, times the deviation of each input element."""
+        fed, gains = self._sample(query)
+        gains.pop(end)
+        seed = one_hot(nodes, self._sizes[end]).double()
+
+        def ticking(link: Ends) -> Tensor:
+            tick()
+            return self._correlation(link)
+
+        seed = seed.to(next(iter(fed.values())).device)
+        sums = backward_sums(
+            self.layers, self.links, end, seed, ticking, normalize, gains
+        )
+        return {
+            layer.name: self._spread(
+                layer.name, sums[layer.name] * fed.get(layer.name, 0.0)
+            )
+            for layer in self.layers
+            if layer.kind == "input"
+        }
+
+    def steps(self, query: Mapping[str, Tensor] | None) -> int:
+        """How often a tick is called for these queries, at most."""
+        return len(self.links)
+
+    def _sample(
+        self, query: Mapping[str, Tensor] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Deviations of what layers hand on, and gains, [S, size] by layer."""
+        values = self.values if query is None else self._grouped(query)
+        fed = {
+            name: self._moments(name, fed=True).standardize(values[name])
+            for name in dict.fromkeys(link.source for link in self.links)
+        }
+        predicted: dict[str, Tensor] = {}
+        for link in self.links:
+            part = _apply(self._correlation(link), fed[link.source])
+            earlier = predicted.get(link.target)
+            predicted[link.target] = part if earlier is None else earlier + part
+        gains = {}
+        for name, expected in predicted.items():
+            found = self._moments(name, fed=False).standardize(values[name])
+            gains[name] = (found * expected + 1) / (expected.square() + 1)
+        return fed, gains
+
+    def _correlation(self, link: Ends) -> Tensor:
+        if link not in self._correlations:
+            self._correlations[link] = signed_linfoot(
+                self.rule.estimator,
+                self.fed[link.source],
+                self.values[link.target],
+                self.fields.get(link),
+            )
+        return self._correlations[link]
+
+    def _moments(self, name: str, fed: bool) -> _Moments:
+        if (name, fed) not in self._known_moments:
+            values = (self.fed if fed else self.values)[name]
+            self._known_moments[name, fed] = _Moments.of(values)
+        return self._known_moments[name, fed]
+
+
+def _scaled(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """A weight, [a, b], times factors of its source and of its target nodes."""
+    if weight.is_sparse:
+        a, b = weight.indices()
+        values = weight.values()
+        values = values if rows is None else values * rows[a]
+        values = values if columns is None else values * columns[b]
+        return sorted_sparse(weight.indices(), values, weight.shape)
+    weight = weight if rows is None else weight * rows.unsqueeze(1)
+    return weight if columns is None else weight * columns
+
+
+def _apply(weight: Tensor, values: Tensor) -> Tensor:
+    """The sums that samples, [S, a], give by a weight, [a, b]: [S, b]."""
+    if weight.is_sparse:
+        product: Tensor = torch.sparse.mm(weight.mT.coalesce(), values.mT)
+        return product.mT
+    return values @ weight
