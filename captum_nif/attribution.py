@@ -2,8 +2,7 @@ r"""Neural Information Flow as a Captum attribution method."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, overload
+from typing import Any, NoReturn, cast, overload
 
 import torch
 from captum._utils.common import (
@@ -20,40 +19,26 @@ from torch import Tensor, nn
 from captum_nif.activations import (
     BATCH_SIZE,
     Background,
-    Modules,
     check_samples,
     fingerprint,
 )
-from captum_nif.basis import Basis, FeatureMask, Inputs, Scale, Setup
+from captum_nif.basis import Basis, FeatureMask, Setup
 from captum_nif.checks import (
     check_positive,
     check_reached,
     check_sizes,
     warn_if_training,
 )
-from captum_nif.estimators import MixedKSG, PMIEstimator
+from captum_nif.estimators import PMIEstimator
 from captum_nif.flow import Flow
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer
 from captum_nif.links import LinkRule, Relevance
+from captum_nif.options import Inputs, Layers, Normalize, Scale, chosen
 from captum_nif.paths import Normalization
 from captum_nif.record import Nodes
 from captum_nif.targets import target_nodes
 from captum_nif.tracing import find_layers
-
-Normalize = Literal["auto", "layer", "node"] | None
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "estimator": MixedKSG(formula="paper"),
-        "relevance": "pairwise",
-        "beta": 5e-4,
-        "normalize": None,
-    }
-}
-"""Named choices of options; ``"paper"`` is Eq. 3, 4 and 6 of Davis et al. (2020)."""
-
-T = TypeVar("T")
 
 
 class NIFAttribution(Attribution):
@@ -91,9 +76,10 @@ class NIFAttribution(Attribution):
             are found by running it; see :mod:`captum_nif.tracing`. TransformerEncoder
             layers leave their fast path, as under any hook.
         layers (list of str or torch.nn.Module, optional): Modules to take as layers, by
-            their names (as in ``model.named_modules()``) or as objects. Default: all
-            linear, convolutional, embedding, recurrent and attention modules that are
-            called.
+            their names (as in ``model.named_modules()``) or as objects. ``"chain"``:
+            the smallest modules that nothing flows around, such as the blocks of a
+            residual network. Default: all linear, convolutional, embedding, recurrent
+            and attention modules that are called.
         estimator (PMIEstimator, optional): Estimator of PMI.
             Default: :class:`~captum_nif.estimators.MixedKSG` with its defaults
         relevance (str, optional): ``"pairwise"``, the information between the two nodes
@@ -110,9 +96,28 @@ class NIFAttribution(Attribution):
             ``"node"``.
             Default: ``"auto"``
         preset (str, optional): ``"paper"`` for ``estimator=MixedKSG(formula="paper")``,
-            ``beta=5e-4`` and ``normalize=None``, the paper's settings. Options given
-            besides, other than their defaults, take precedence.
+            ``beta=5e-4`` and ``normalize=None``, the paper's settings. ``"faithful"``
+            for ``layers="chain"``, ``estimator=GaussianCopula(marginals="standard")``,
+            ``scale="correlation"``, ``nodes="neuron"`` and ``inputs="independent"``:
+            signed maps, on which deletion and insertion agree with the model best.
+            Options given besides, other than their defaults, take precedence.
             Default: None
+        scale (str, optional): Of the links. ``"nats"``: (pointwise) mutual information.
+            ``"correlation"``: mutual information as Linfoot's correlation, with a sign;
+            a sample enters by how far its values deviate from the population's, in
+            standard deviations. Then an attribution does say for or against; see
+            :mod:`captum_nif.path_analysis` for its equation.
+            Default: ``"nats"``
+        nodes (str, optional): Of hidden layers. ``"channel"``: channels, averaged over
+            places. ``"neuron"``: every element of a feature map, linked to what lies
+            in its receptive field.
+            Default: ``"channel"``
+        inputs (str, optional): What links are estimated from. ``"observed"``: the
+            values of the background. ``"independent"``: every layer is fed values that
+            are drawn from the background independently for each node, so that a link
+            measures what a layer does rather than how its inputs depend on each other
+            (Eq. 3's redundancy is then 0 by construction).
+            Default: ``"observed"``
 
     Raises:
 
@@ -144,7 +149,7 @@ class NIFAttribution(Attribution):
     def __init__(
         self,
         forward_func: nn.Module,
-        layers: Sequence[str | nn.Module] | Literal["chain"] | None = None,
+        layers: Layers = None,
         estimator: PMIEstimator | None = None,
         relevance: Relevance = "pairwise",
         beta: float = 0.0,
@@ -154,32 +159,27 @@ class NIFAttribution(Attribution):
         nodes: Nodes = "channel",
         inputs: Inputs = "observed",
     ) -> None:
-        find_layers(forward_func, None if layers == "chain" else layers)
+        options = chosen(
+            preset,
+            layers=list(layers) if isinstance(layers, (list, tuple)) else layers,
+            estimator=estimator,
+            relevance=relevance,
+            beta=beta,
+            normalize=normalize,
+            scale=scale,
+            nodes=nodes,
+            inputs=inputs,
+        )
+        self.layers: Layers = options["layers"]
+        find_layers(forward_func, None if self.layers == "chain" else self.layers)
         super().__init__(forward_func)
-        if preset is not None and preset not in PRESETS:
-            raise ValueError(
-                f"`preset` must be one of {list(PRESETS)}, got {preset!r}."
-            )
-        options = PRESETS[preset] if preset is not None else {}
-        self.layers: Modules | Literal["chain"] = layers
-        if isinstance(layers, list):
-            self.layers = list(layers)  # the caller's may change
-        self.estimator: PMIEstimator = _choose(
-            estimator, None, options.get("estimator", MixedKSG())
-        )
-        self.relevance: Relevance = _choose(
-            relevance, "pairwise", options.get("relevance", "pairwise")
-        )
-        self.beta: float = _choose(beta, 0.0, options.get("beta", 0.0))
-        self.normalize: Normalize = _choose(
-            normalize, "auto", options.get("normalize", "auto")
-        )
-        self.scale, self.nodes, self.inputs = scale, nodes, inputs
-        if self.normalize not in (None, "auto", *get_args(Normalization)):
-            raise ValueError(
-                "`normalize` must be 'auto', 'layer', 'node' or None, got "
-                f"{self.normalize!r}."
-            )
+        self.estimator: PMIEstimator = options["estimator"]
+        self.relevance: Relevance = options["relevance"]
+        self.beta: float = options["beta"]
+        self.normalize: Normalize = options["normalize"]
+        self.scale: Scale = options["scale"]
+        self.nodes: Nodes = options["nodes"]
+        self.inputs: Inputs = options["inputs"]
         LinkRule(self.estimator, self.relevance, self.beta)
         self._fitted: tuple[Basis, int] | None = None  # with the model's fingerprint
 
@@ -581,10 +581,6 @@ class NIFAttribution(Attribution):
         if self.normalize == "auto":
             return None if flow.is_chain else "node"
         return self.normalize
-
-
-def _choose(given: T, default: T, preset: T) -> T:
-    return preset if given == default else given
 
 
 def _format_inputs(inputs: object) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from captum._utils.progress import progress
@@ -40,12 +40,11 @@ from captum_nif.flow import Flow
 from captum_nif.independence import draw, receptive_fields
 from captum_nif.layers import Layer
 from captum_nif.links import LinkRule
+from captum_nif.options import Inputs, Layers, Scale
 from captum_nif.path_analysis import CorrelationFlow
 from captum_nif.record import Nodes
 
 FeatureMask = Tensor | tuple[Tensor, ...]
-Scale = Literal["nats", "correlation"]
-Inputs = Literal["observed", "independent"]
 
 
 class Basis(NamedTuple):
@@ -75,7 +74,7 @@ class Setup:
     """
 
     model: nn.Module
-    layers: Modules | Literal["chain"]
+    layers: Layers
     rule: LinkRule
     scale: Scale = "nats"
     nodes: Nodes = "channel"
