@@ -37,7 +37,7 @@ from captum_nif.links import LinkRule, Relevance
 from captum_nif.options import Inputs, Layers, Normalize, Scale, chosen
 from captum_nif.paths import Normalization
 from captum_nif.record import Nodes
-from captum_nif.targets import target_nodes
+from captum_nif.targets import check_each_occurs, target_nodes
 from captum_nif.tracing import find_layers
 
 
@@ -482,6 +482,7 @@ class NIFAttribution(Attribution):
         layer: str | nn.Module | None = None,
         feature_mask: FeatureMask | None = None,
         show_progress: bool = False,
+        classes: TargetType = None,
     ) -> Tensor:
         r"""
         The attribution matrix A of the population: Eq. 4 on the population graph.
@@ -495,6 +496,11 @@ class NIFAttribution(Attribution):
                 Default: None
             show_progress (bool, optional): Draw a progress bar.
                 Default: False
+            classes (Tensor or list of int, optional): The class, or node of ``layer``,
+                that each sample of the background belongs to, [N]. Column c is then
+                Eq. 4 over links that are averaged over the graphs of the samples of
+                class c.
+                Default: None (over links of the whole population)
 
         Returns:
 
@@ -504,6 +510,8 @@ class NIFAttribution(Attribution):
         Raises:
 
             RuntimeError: If nothing is fitted, or the model changed since.
+            TypeError, ValueError, IndexError: If ``classes`` does not give every sample
+                a class and every class a sample.
 
         Examples::
 
@@ -514,8 +522,21 @@ class NIFAttribution(Attribution):
         """
         basis = self._background(None, (), feature_mask, BATCH_SIZE, show_progress)
         end = self._setup.end(basis, layer)
-        graph = _population_graph(basis.flow, end, None, show_progress)
         by = self._normalization(basis.flow)
+        if classes is not None:
+            nodes = target_nodes(classes, end, basis.population.size)
+            check_each_occurs(nodes, end)
+            query = self._setup.own_query(basis)
+            with progress(
+                desc="NIF class averages",
+                total=len(basis.flow.links),
+                disable=not show_progress,
+            ) as bar:
+                sums = basis.flow.class_attributions(
+                    query, nodes, end.name, by, bar.update
+                )
+            return torch.cat(list(sums.values()), dim=1).mT
+        graph = _population_graph(basis.flow, end, None, show_progress)
         return (graph if by is None else graph.normalized(by)).path_sums(layer=end.name)
 
     # --- what a call stands on -----------------------------------------------------

@@ -195,9 +195,18 @@ class Setup:
         modules = basis.population.modules
         found = self._run(cut(samples, extra, size), "the samples", modules)
         check_same(basis.population.structure, found.structure, "the samples")
+        return self._of_nodes(found)
+
+    def own_query(self, basis: Basis) -> Mapping[str, Tensor] | None:
+        """Node values of the population; None where its samples explain each other."""
+        if self.inputs == "observed":
+            return None
+        return self._of_nodes(basis.population)
+
+    def _of_nodes(self, population: Population) -> Mapping[str, Tensor]:
         if self.nodes == "channel":
-            return channel_averages(found.structure, found.values)
-        return found.values
+            return channel_averages(population.structure, population.values)
+        return population.values
 
     def end(self, basis: Basis, layer: object) -> Layer:
         """The layer whose nodes are explained: by name, by module, or the output."""

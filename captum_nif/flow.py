@@ -198,7 +198,7 @@ class Flow:
         Returns:
             dict of str to Tensor: float64, [S, elements of the input], by input.
         """
-        inputs = [layer.name for layer in self.layers if layer.kind == "input"]
+        inputs = [layer.name for layer in self._inputs]
         sums: dict[str, list[Tensor]] = {name: [] for name in inputs}
         device = next(iter(self.values.values())).device
         for part, weight_of in self._blocks(query):
@@ -216,6 +216,50 @@ class Flow:
         return {
             name: self._spread(name, torch.cat(parts)) for name, parts in sums.items()
         }
+
+    def class_attributions(
+        self,
+        query: Mapping[str, Tensor] | None,
+        classes: Tensor,
+        end: str,
+        normalize: Normalization | None,
+        tick: Tick = no_tick,
+    ) -> dict[str, Tensor]:
+        """Path sums to each node of a layer over links averaged for its samples.
+
+        Args:
+            query (Mapping or None): as in :meth:`instance_graphs`.
+            classes (Tensor): the node of ``end`` that each sample counts for, [S];
+                every node has one.
+            end (str): the layer where paths end.
+            normalize (str or None): as in :func:`captum_nif.paths.backward_sums`.
+            tick (Callable): called once per link.
+
+        Returns:
+            dict of str to Tensor: float64, [nodes of ``end``, nodes of the input].
+        """
+        blocks = list(self._blocks(query))
+
+        def averaged(link: Ends) -> Tensor:
+            sums = torch.zeros(
+                self._sizes[end],
+                self._sizes[link.source],
+                self._sizes[link.target],
+                dtype=torch.float64,
+                device=classes.device,
+            )
+            for part, weight_of in blocks:
+                sums.index_add_(0, classes[part], weight_of(link))
+            tick()
+            return sums / torch.bincount(classes)[:, None, None]
+
+        seed = torch.eye(self._sizes[end], dtype=torch.float64).to(classes.device)
+        sums = backward_sums(self.layers, self.links, end, seed, averaged, normalize)
+        return {layer.name: sums[layer.name] for layer in self._inputs}
+
+    @property
+    def _inputs(self) -> list[Layer]:
+        return [layer for layer in self.layers if layer.kind == "input"]
 
     def _up_to(self, end: str) -> tuple[list[Layer], list[Ends]]:
         """The inputs and all that leads to a layer, which then is the output."""

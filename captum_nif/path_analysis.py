@@ -122,23 +122,51 @@ class CorrelationFlow(Flow):
     ) -> dict[str, Tensor]:
         """Path sums of each sample, times the deviation of each input element."""
         fed, gains = self._sample(query)
-        gains.pop(end)
         seed = one_hot(nodes, self._sizes[end]).double()
+        sums = self._sums(fed, gains, end, seed, normalize, tick)
+        return {name: self._spread(name, found) for name, found in sums.items()}
+
+    def class_attributions(
+        self,
+        query: Mapping[str, Tensor] | None,
+        classes: Tensor,
+        end: str,
+        normalize: Normalization | None,
+        tick: Tick = no_tick,
+    ) -> dict[str, Tensor]:
+        """Path sums to each node over gains and deviations averaged for its samples."""
+        by_class = one_hot(classes).double()
+        by_class = by_class / by_class.sum(0)
+        fed, gains = (
+            {name: by_class.mT.to(x.device) @ x for name, x in values.items()}
+            for values in self._sample(query)
+        )
+        seed = torch.eye(self._sizes[end], dtype=torch.float64)
+        return self._sums(fed, gains, end, seed, normalize, tick)
+
+    def _sums(
+        self,
+        fed: Mapping[str, Tensor],
+        gains: Mapping[str, Tensor],
+        end: str,
+        seed: Tensor,
+        normalize: Normalization | None,
+        tick: Tick,
+    ) -> dict[str, Tensor]:
+        """Sums over paths from each input's nodes, which enter by their deviation."""
 
         def ticking(link: Ends) -> Tensor:
             tick()
             return self._correlation(link)
 
+        between = {name: gain for name, gain in gains.items() if name != end}
         seed = seed.to(next(iter(fed.values())).device)
         sums = backward_sums(
-            self.layers, self.links, end, seed, ticking, normalize, gains
+            self.layers, self.links, end, seed, ticking, normalize, between
         )
         return {
-            layer.name: self._spread(
-                layer.name, sums[layer.name] * fed.get(layer.name, 0.0)
-            )
-            for layer in self.layers
-            if layer.kind == "input"
+            layer.name: sums[layer.name] * fed.get(layer.name, 0.0)
+            for layer in self._inputs
         }
 
     def steps(self, query: Mapping[str, Tensor] | None) -> int:

@@ -112,3 +112,21 @@ def _position(part: object, target: object) -> int:
         with contextlib.suppress(TypeError):
             return operator.index(part)  # type: ignore[arg-type]  # what is asked here
     raise TypeError(f"`target` is {target!r}; expected {_FORMS}.")
+
+
+def check_each_occurs(nodes: Tensor, layer: Layer) -> None:
+    """Refuses samples among which some node of a layer has none.
+
+    Args:
+        nodes (Tensor): the node of each sample, int64, [N].
+        layer (Layer): the layer.
+    """
+    counts = torch.bincount(nodes, minlength=layer.size)
+    if not counts.all():
+        lacking = (counts == 0).nonzero().flatten().tolist()
+        named = ", ".join(map(str, lacking[:5])) + ", ..." * (len(lacking) > 5)
+        raise ValueError(
+            f"No sample of the background belongs to {named} of the {layer.size} nodes "
+            f"of {layer.name!r}, and an average needs one: give a background with "
+            "samples of every class."
+        )
