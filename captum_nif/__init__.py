@@ -3,7 +3,13 @@
 from captum_nif.attribution import NIFAttribution
 from captum_nif.centrality import betweenness_centrality
 from captum_nif.community import communities, gamma_sweep, modularity
-from captum_nif.estimators import MixedKSG, PMIEstimator, Prepared
+from captum_nif.estimators import (
+    EDGE,
+    GaussianCopula,
+    MixedKSG,
+    PMIEstimator,
+    Prepared,
+)
 from captum_nif.export import write_gexf, write_graphml, write_json
 from captum_nif.graph import FlowGraph, Layer, Link
 from captum_nif.heatmaps import plot_attribution_matrix, plot_saliency
@@ -14,8 +20,10 @@ from captum_nif.tracing import Structure, Trace, trace
 from captum_nif.visualization import plot_flow
 
 __all__ = [
+    "EDGE",
     "CurveRow",
     "FlowGraph",
+    "GaussianCopula",
     "Layer",
     "Link",
     "MixedKSG",

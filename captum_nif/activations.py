@@ -77,6 +77,24 @@ class Population:
         """The model's inputs."""
         return [layer for layer in self.structure.layers if layer.kind == "input"]
 
+    def subset(self, rows: Tensor) -> Population:
+        """Some of the samples, by their ascending numbers."""
+        values = {name: x[rows.to(x.device)] for name, x in self.values.items()}
+        batches, start = [], 0
+        for part, extra in self.batches:
+            inside = rows[(rows >= part.start) & (rows < part.stop)] - part.start
+            if not len(inside):
+                continue
+            along = tuple(
+                arg[inside.to(arg.device)]
+                if isinstance(arg, Tensor) and arg.dim()
+                else arg
+                for arg in extra
+            )
+            batches.append((slice(start, start + len(inside)), along))
+            start += len(inside)
+        return replace(self, values=values, batches=batches)
+
 
 def run_population(
     model: nn.Module,
@@ -120,10 +138,9 @@ def run_population(
         raise ValueError(
             f"{what.capitalize()} is empty: probabilities are estimated from samples."
         )
-    values = {
-        name: torch.cat([found.values[name] for found in traces])
-        for name in traces[0].values
-    }
+    # Name by name, so that no more than one layer is held both in parts and whole.
+    names = list(traces[0].values)
+    values = {name: torch.cat([x.values.pop(name) for x in traces]) for name in names}
     dtypes, shapes = zip(*((x.dtype, x.shape[1:]) for x in first), strict=True)
     structure, places = traces[0].structure, traces[0].places
     return Population(structure, values, dtypes, shapes, places, ran, layers)

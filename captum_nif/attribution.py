@@ -2,6 +2,7 @@ r"""Neural Information Flow as a Captum attribution method."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn, cast, overload
 
 import torch
@@ -37,6 +38,7 @@ from captum_nif.links import LinkRule, Relevance
 from captum_nif.options import Inputs, Layers, Normalize, Scale, chosen
 from captum_nif.paths import Normalization
 from captum_nif.record import Nodes
+from captum_nif.significance import GROUPS, jackknife
 from captum_nif.targets import check_each_occurs, target_nodes
 from captum_nif.tracing import find_layers
 
@@ -358,11 +360,7 @@ class NIFAttribution(Attribution):
         ) as bar:
             by = self._normalization(flow)
             sums = flow.attributions(query, end.name, nodes, by, bar.update)
-        attributions = tuple(
-            found.reshape(x.shape).to(_dtype_for(x)).contiguous()
-            for found, x in zip(sums.values(), samples, strict=True)
-        )
-        return _format_output(is_tuple, attributions)
+        return _format_output(is_tuple, _like(samples, sums.values()))
 
     def attribute_future(self, *args: object, **kwargs: object) -> NoReturn:
         """Not offered: there is nothing to wait for in a local model."""
@@ -381,6 +379,7 @@ class NIFAttribution(Attribution):
         layer: str | nn.Module | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
+        significance: bool = False,
     ) -> FlowGraph: ...
 
     @overload
@@ -394,6 +393,7 @@ class NIFAttribution(Attribution):
         layer: str | nn.Module | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
+        significance: bool = False,
     ) -> list[FlowGraph]: ...
 
     def flow(
@@ -406,6 +406,7 @@ class NIFAttribution(Attribution):
         layer: str | nn.Module | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
+        significance: bool = False,
     ) -> FlowGraph | list[FlowGraph]:
         r"""
         The flow graph of the population, or of each sample.
@@ -432,6 +433,12 @@ class NIFAttribution(Attribution):
             internal_batch_size (int, optional): Samples in a forward pass.
                 Default: 64
             show_progress (bool, optional): Draw a progress bar.
+                Default: False
+            significance (bool, optional): Give the links of the population graph
+                p-values against independence of their nodes, which takes seconds; see
+                :func:`~captum_nif.significance.link_pvalues`, and
+                :meth:`FlowGraph.significant` for what to do with them. The background
+                must hold independent samples.
                 Default: False
 
         Returns:
@@ -463,7 +470,13 @@ class NIFAttribution(Attribution):
             )
             end = self._setup.end(basis, layer)
             node = None if target is None else int(target_nodes(target, end, 1)[0])
-            return _population_graph(basis.flow, end, node, show_progress)
+            graph = _population_graph(basis.flow, end, node, show_progress)
+            return _tested(basis.flow, graph, show_progress) if significance else graph
+        if significance:
+            raise ValueError(
+                "`significance` is of the population's links, not of single samples: "
+                "call `flow(significance=True)` without `inputs`."
+            )
         samples = _format_inputs(inputs)
         basis = self._basis(
             samples, extra, background, feature_mask, size, show_progress
@@ -536,8 +549,152 @@ class NIFAttribution(Attribution):
                     query, nodes, end.name, by, bar.update
                 )
             return torch.cat(list(sums.values()), dim=1).mT
-        graph = _population_graph(basis.flow, end, None, show_progress)
-        return (graph if by is None else graph.normalized(by)).path_sums(layer=end.name)
+        return _path_sums(basis.flow, end, by, show_progress)
+
+    @overload
+    def standard_error(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: FeatureMask | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        groups: int = GROUPS,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> TensorOrTupleOfTensorsGeneric: ...
+
+    @overload
+    def standard_error(
+        self,
+        inputs: None = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: FeatureMask | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        groups: int = GROUPS,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> Tensor: ...
+
+    def standard_error(
+        self,
+        inputs: Any = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: FeatureMask | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        groups: int = GROUPS,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> Any:
+        r"""
+        How much attributions would scatter with other backgrounds of the same size.
+
+        The standard error of each attribution, by a jackknife that leaves out each of
+        some groups of the background in turn and explains the samples again. It tells
+        of noise alone, not of a background that is not the data the model sees. With
+        nearest neighbours and 10 groups it is right to within some tenths, on average
+        rather too large; a single one is off by a third or so.
+
+        Args:
+
+            inputs (Tensor or tuple of Tensor, optional): The samples explained.
+                Default: None (the population, as in :meth:`attribution_matrix`)
+            target (int, tuple, Tensor or list, optional): See :meth:`attribute`. None
+                without ``inputs``, where all nodes are explained.
+                Default: None
+            additional_forward_args (any, optional): See :meth:`fit`.
+                Default: None
+            background (Tensor, tuple of Tensor, or iterable, optional): See
+                :meth:`attribute`.
+                Default: None
+            feature_mask (Tensor or tuple of Tensor, optional): See :meth:`attribute`.
+                Default: None
+            layer (str or Module, optional): See :meth:`attribute`.
+                Default: None (the output)
+            internal_batch_size (int, optional): See :meth:`attribute`.
+                Default: 64
+            groups (int, optional): Into how many groups the background is split; the
+                attribution is computed as many times.
+                Default: 10
+            seed (int, optional): Of the split. No global random state is used.
+                Default: 0
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+
+        Returns:
+
+            **Tensor** or **tuple of Tensor**: standard errors, as :meth:`attribute`
+            gives attributions; without ``inputs`` as :meth:`attribution_matrix` does.
+
+        Raises:
+
+            RuntimeError: If there is no background, or the model changed since.
+            TypeError, ValueError, IndexError: See :meth:`attribute`; if there are fewer
+                samples than groups, or too few without one of them.
+
+        Examples::
+
+            >>> import torch
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3)).eval()
+            >>> nif = NIFAttribution(net).fit(torch.randn(100, 2))
+            >>> nif.standard_error(torch.randn(4, 2), target=1).shape
+            torch.Size([4, 2])
+            >>> nif.standard_error().shape  # of the attribution matrix
+            torch.Size([2, 3])
+        """
+        extra = _format_additional_forward_args(additional_forward_args) or ()
+        size = _batch_size(internal_batch_size)
+        setup = self._setup
+        if inputs is None:
+            if target is not None:
+                raise ValueError(
+                    "`target` needs `inputs`; without them all nodes are explained."
+                )
+            basis = self._background(background, extra, feature_mask, size, False)
+            end = setup.end(basis, layer)
+            by = self._normalization(basis.flow)
+
+            def explained(flow: Flow) -> list[Tensor]:
+                return [_path_sums(flow, end, by)]
+
+        else:
+            samples = _format_inputs(inputs)
+            if background is None and not self.is_fitted:
+                raise RuntimeError(
+                    "There is no population yet: call `fit(background)` first."
+                )
+            basis = self._basis(samples, extra, background, feature_mask, size, False)
+            end = setup.end(basis, layer)
+            by = self._normalization(basis.flow)
+            nodes = target_nodes(target, end, len(samples[0]))
+            check_reached(basis.population.structure, samples)
+            query = setup.query(basis, samples, extra, size)
+
+            def explained(flow: Flow) -> list[Tensor]:
+                return list(flow.attributions(query, end.name, nodes, by).values())
+
+        flows = setup.flows_without_groups(basis.population, feature_mask, groups, seed)
+        replicates = []
+        with progress(
+            desc="NIF standard errors", total=groups, disable=not show_progress
+        ) as bar:
+            for flow in flows:
+                replicates.append(explained(flow))
+                bar.update()
+        errors = [
+            jackknife(torch.stack(parts)) for parts in zip(*replicates, strict=True)
+        ]
+        if inputs is None:
+            return errors[0]
+        return _format_output(_is_tuple(inputs), _like(samples, errors))
 
     # --- what a call stands on -----------------------------------------------------
 
@@ -624,6 +781,28 @@ def _batch_size(internal_batch_size: int | None) -> int:
 
 def _dtype_for(x: Tensor) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+
+def _like(samples: tuple[Tensor, ...], found: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Results in the shapes and dtypes of the samples."""
+    return tuple(
+        values.reshape(x.shape).to(_dtype_for(x)).contiguous()
+        for values, x in zip(found, samples, strict=True)
+    )
+
+
+def _path_sums(
+    flow: Flow, end: Layer, by: Normalization | None, bar: bool = False
+) -> Tensor:
+    graph = _population_graph(flow, end, None, bar)
+    return (graph if by is None else graph.normalized(by)).path_sums(layer=end.name)
+
+
+def _tested(flow: Flow, graph: FlowGraph, bar: bool) -> FlowGraph:
+    with progress(
+        desc="NIF p-values", total=len(graph.links), disable=not bar
+    ) as drawn:
+        return flow.with_pvalues(graph, drawn.update)
 
 
 def _population_graph(flow: Flow, end: Layer, node: int | None, bar: bool) -> FlowGraph:

@@ -7,7 +7,7 @@ batch that is explained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -37,12 +37,13 @@ from captum_nif.checks import (
 )
 from captum_nif.features import FeatureGroups, feature_groups
 from captum_nif.flow import Flow
-from captum_nif.independence import draw, receptive_fields
+from captum_nif.independence import affordable, draw, receptive_fields
 from captum_nif.layers import Layer
 from captum_nif.links import LinkRule
 from captum_nif.options import Inputs, Layers, Scale
 from captum_nif.path_analysis import CorrelationFlow
 from captum_nif.record import Nodes
+from captum_nif.significance import leave_groups_out
 
 FeatureMask = Tensor | tuple[Tensor, ...]
 
@@ -119,10 +120,9 @@ class Setup:
         if self.layers != "chain":
             return self._run(batches, what, self.layers)
         batches = iter(batches)
-        first = list(islice(batches, 1))  # none, if there are no samples at all
-        for inputs, _ in first:
-            check_inputs(self.model, inputs, what)
-        layers = chain_of_modules(self.model, *first[0]) if first else None
+        first = list(islice(batches, 1))
+        self._run(first, what, None)  # refuses what cannot run, as everywhere
+        layers = chain_of_modules(self.model, *first[0])
         return self._run(chain(first, batches), what, layers)
 
     def _run(self, batches: Batches, what: str, layers: Modules) -> Population:
@@ -152,6 +152,8 @@ class Setup:
             groups = feature_groups(feature_mask, population.inputs)
         kind = CorrelationFlow if self.scale == "correlation" else Flow
         fields = {}
+        if self.inputs == "independent":
+            affordable(population, self.draws)  # before what may take long
         if self.nodes == "neuron":
             fields = receptive_fields(self.model, population, self.seed)
             fields = {ends: x for ends, x in fields.items() if ends[0] not in groups}
@@ -181,6 +183,19 @@ class Setup:
             given, fed = (channel_averages(structure, x) for x in (given, fed))
             structure = averaged(structure)
         return kind(structure, given, self.rule, groups, fed, fields)
+
+    def flows_without_groups(
+        self,
+        population: Population,
+        feature_mask: FeatureMask | None,
+        groups: int,
+        seed: int,
+    ) -> Iterator[Flow]:
+        """The flows without each of some groups of samples, for a jackknife."""
+        for kept in leave_groups_out(population.size, groups, seed):
+            part = population.subset(kept)
+            self._check_size(part, f"The background without one of {groups} groups")
+            yield self.flow(part, feature_mask)
 
     def query(
         self,

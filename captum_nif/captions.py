@@ -221,7 +221,7 @@ def write_legends(ax: Axes, picture: Picture) -> None:
     if (picture.flow.weight < 0).any():
         width.append(_handle("negative", "", color=NEGATIVE, lw=1.5, ls="-"))
     if len(picture.weak.weight):
-        width.append(_handle("below threshold", "", color=WEAK, lw=1.0, ls="-"))
+        width.append(_handle(picture.weakness, "", color=WEAK, lw=1.0, ls="-"))
     size = [
         _handle(
             _readable(part * picture.largest), "o", picture.area(part), color="white"

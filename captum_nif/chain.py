@@ -9,6 +9,8 @@ around it becomes the layer.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +38,7 @@ def chain_of_modules(
 
     Raises:
         ValueError: if no layer is left.
+        NotImplementedError: if a link would hold what cannot be followed.
 
     Examples::
 
@@ -50,31 +53,26 @@ def chain_of_modules(
         >>> [type(m).__name__ for m in chain_of_modules(net, (torch.randn(5, 3),))]
         ['Linear', 'Block', 'Linear']
     """
-    modules = dict(model.named_modules())
-    layers = list(find_layers(model).values())
-    given: list[str | nn.Module] | None = None
-    while True:
-        structure = trace(model, inputs, extra, given).structure
-        passed = {_path(name, modules) for name in passed_by(structure)}
-        if not passed:
-            return [modules[path] for path in layers]
-        lifted = {_holder(path, modules) for path in passed} - {""}
-        layers = [
-            path
-            for path in modules
-            if (path in layers and path not in passed) or path in lifted
-        ]
-        layers = [
-            path
-            for path in layers
-            if not any(path.startswith(f"{outer}.") for outer in layers)
-        ]
-        if not layers:
-            raise ValueError(
-                "No layer of this model takes in all that flows past it, so there is "
-                "no chain of layers: name modules in `layers`."
-            )
-        given = list(layers)
+    paths = {module: path for path, module in model.named_modules()}
+    with _noting_calls(model) as called:
+        structure = trace(model, inputs, extra).structure
+    holders = {path: module for module, path in paths.items() if module in called}
+    names = [layer.name for layer in structure.layers if layer.kind != "input"]
+    layers = _modules(names, find_layers(model))
+    while layers and passed_by(structure):
+        passed = _modules(passed_by(structure), find_layers(model, layers))
+        lifted = {_holder(paths[module], holders) for module in passed} - {model}
+        kept = {*layers, *lifted} - {*passed}
+        inner = {m for outer in kept for m in outer.modules() if m is not outer}
+        layers = [module for module in paths if module in kept - inner]
+        if layers:
+            structure = _relinked(model, inputs, extra, layers)
+    if not layers:
+        raise ValueError(
+            "No layer of this model takes in all that flows past it, so there is no "
+            "chain of layers: name modules in `layers`."
+        )
+    return layers
 
 
 def passed_by(structure: Structure) -> list[str]:
@@ -101,15 +99,48 @@ def passed_by(structure: Structure) -> list[str]:
     ]
 
 
-def _path(name: str, modules: dict[str, nn.Module]) -> str:
-    """The module of a layer, one of whose calls may be numbered."""
-    return name if name in modules else name.rpartition(":")[0]
+@contextlib.contextmanager
+def _noting_calls(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """The modules that are called meanwhile; others are only lists of modules."""
+    called: set[nn.Module] = set()
+
+    def note(module: nn.Module, args: object) -> None:
+        called.add(module)
+
+    handles = [m.register_forward_pre_hook(note) for m in model.modules()]
+    try:
+        yield called
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _holder(path: str, modules: dict[str, nn.Module]) -> str:
-    """The module around another one that is itself called; "" for the model."""
-    while path:
-        path = path.rpartition(".")[0]
-        if not isinstance(modules[path], (nn.ModuleList, nn.ModuleDict)):
-            break
-    return path
+def _relinked(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    extra: tuple[Any, ...],
+    layers: list[nn.Module],
+) -> Structure:
+    """The structure with other layers; what lies outside them is part of links."""
+    try:
+        return trace(model, inputs, extra, layers).structure
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            "The model has no chain of layers that can be followed, since branches "
+            "part and meet in its own `forward`, and what they go through would be "
+            f"part of a link: {error} Or move them to a module of their own."
+        ) from error
+
+
+def _modules(names: list[str], layers: dict[nn.Module, str]) -> list[nn.Module]:
+    """The modules with layers of these names, which may number their calls."""
+    paths = {*names, *(name.rpartition(":")[0] for name in names)}
+    return [module for module, path in layers.items() if path in paths]
+
+
+def _holder(path: str, called: dict[str, nn.Module]) -> nn.Module:
+    """The smallest module around another one that is itself called."""
+    outer = path.rpartition(".")[0]
+    while outer not in called:
+        outer = outer.rpartition(".")[0]
+    return called[outer]

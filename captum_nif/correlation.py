@@ -53,7 +53,8 @@ def signed_linfoot(
         if field.double().mean() > _DENSE
         else None
     )
-    indices, values = [], []
+    # an empty part each, for targets that no place of the source reaches
+    indices, values = [x.new_zeros(0, dtype=torch.long)], [x.new_zeros(0).double()]
     for place in range(others):
         seen = field[:, place].nonzero().flatten().to(x.device)
         if not len(seen):

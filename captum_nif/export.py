@@ -56,7 +56,9 @@ def write_json(
     Nodes are called ``"layer:index"`` and carry ``layer``, ``index``, ``kind``,
     ``label``, ``flow_in`` and ``flow_out`` (sums of :math:`|w|`), and where given
     ``betweenness`` and ``community``. Edges carry ``weight`` and ``share``, their part
-    in the flow into their target's layer. Entries of exactly 0 are no edges.
+    in the flow into their target's layer, and if all links have p-values ``pvalue`` and
+    ``adjusted_pvalue`` (:meth:`~captum_nif.graph.FlowGraph.adjusted_pvalues`). Entries
+    of exactly 0 are no edges.
 
     Args:
         graph (FlowGraph): The graph.
@@ -177,8 +179,11 @@ def _annotated(
             for index, value in enumerate(values[layer.name].tolist()):
                 network.nodes[layer.name, index][name] = value
     totals = {name: float(flow.sum()) for name, flow in flow_in.items()}
-    for _, (layer_name, _), data in network.edges(data=True):
-        data["share"] = abs(data["weight"]) / totals[layer_name]
+    adjusted = graph.adjusted_pvalues() if graph.has_pvalues else {}
+    for (source, row), (target, column), data in network.edges(data=True):
+        data["share"] = abs(data["weight"]) / totals[target]
+        if adjusted:
+            data["adjusted_pvalue"] = adjusted[source, target][row, column].item()
     names = {(layer, index): f"{layer}:{index}" for layer, index in network}
     return nx.relabel_nodes(network, names)
 

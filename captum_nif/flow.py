@@ -20,9 +20,10 @@ from torch.nn.functional import one_hot
 from captum_nif.estimators import Prepared
 from captum_nif.features import FeatureGroups
 from captum_nif.graph import FlowGraph
-from captum_nif.layers import Layer, Link
+from captum_nif.layers import Layer, Link, sorted_sparse
 from captum_nif.links import LinkRule
 from captum_nif.paths import Normalization, backward_sums
+from captum_nif.significance import link_pvalues
 from captum_nif.tracing import Structure
 
 _BUDGET = 1 << 25
@@ -129,6 +130,26 @@ class Flow:
             links.append(Link(*link, weight))
             tick()
         return FlowGraph(layers, links)
+
+    def with_pvalues(self, graph: FlowGraph, tick: Tick = no_tick) -> FlowGraph:
+        """A population graph of this flow, with the p-values of its links.
+
+        They test the pair of nodes of each link, whatever the scale of its weight, its
+        relevance or redundancy. What is no connection has a p-value of 1.
+
+        Args:
+            graph (FlowGraph): as :meth:`population_graph` gave it.
+            tick (Callable): called once per link.
+        """
+        links = []
+        for link in graph.links:
+            pvalue = link_pvalues(
+                self.rule.estimator, self.fed[link.source], self.values[link.target]
+            )
+            connected = link.weight.to_dense() != 0
+            links.append(replace(link, pvalue=torch.where(connected, pvalue, 1.0)))
+            tick()
+        return FlowGraph(graph.layers, links)
 
     def _population_weights(self) -> WeightOf:
         """The function that gives a link's weight in the population graph, [a, b]."""
@@ -369,6 +390,13 @@ class Flow:
 
 
 def only(weight: Tensor, nodes: Tensor) -> Tensor:
-    """Weights, [..., a, b], with 0 for all target nodes but one per sample, [...]."""
+    """Weights, [..., a, b], with 0 for all target nodes but one per sample, [...].
+
+    Sparse weights, [a, b], are those of one sample.
+    """
+    if weight.is_sparse:
+        kept = weight.indices()[1] == nodes.to(weight.device)
+        indices, values = weight.indices()[:, kept], weight.values()[kept]
+        return sorted_sparse(indices, values, weight.shape)
     kept = one_hot(nodes.to(weight.device), weight.shape[-1]).bool().unsqueeze(-2)
     return torch.where(kept, weight, 0.0)

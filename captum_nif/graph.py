@@ -22,6 +22,7 @@ from captum_nif.paths import (
     incoming_totals,
 )
 from captum_nif.serialization import read_graph, write_graph
+from captum_nif.significance import check_level, false_discovery
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -294,14 +295,80 @@ class FlowGraph:
                 kept[link.ends] = weight
         return self._with_weights(kept)
 
+    @property
+    def has_pvalues(self) -> bool:
+        """Whether there are links, and all of them have p-values."""
+        return bool(self.links) and all(x.pvalue is not None for x in self.links)
+
+    def adjusted_pvalues(self) -> dict[tuple[str, str], Tensor]:
+        r"""Adjusts the p-values of all pairs of nodes in the graph for their number.
+
+        See :func:`~captum_nif.significance.false_discovery`. Pairs that are no
+        connection, as where :meth:`top` dropped it, count with the rest: choosing
+        links by their strength does not make the rest more significant.
+
+        Returns:
+            dict of tuple to Tensor: By the ends of a link the adjusted p-values,
+            float64, of the shape of its weight.
+
+        Raises:
+            ValueError: If a link has no p-values.
+        """
+        pvalues = [link.pvalue for link in self.links if link.pvalue is not None]
+        if not self.has_pvalues:
+            raise ValueError(
+                f"{len(self.links) - len(pvalues)} of {len(self.links)} links have no "
+                "p-values; make a population graph with them"
+            )
+        ends = (link.ends for link in self.links)
+        return dict(zip(ends, false_discovery(pvalues), strict=True))
+
+    def significant(self, level: float = 0.05) -> FlowGraph:
+        r"""Keeps the links that tell two nodes apart from independent ones.
+
+        Of the links kept, at most a share ``level`` is to be expected to run between
+        independent nodes (the false discovery rate). With many samples weak flow is
+        significant as well, so this does not say which links matter: see :meth:`top`.
+
+        Args:
+            level (float, optional): The false discovery rate, between 0 and 1.
+                Default: ``0.05``
+
+        Returns:
+            FlowGraph: The same layers and links, p-values included; weights whose
+            adjusted p-value exceeds ``level`` are 0 (in a sparse weight, are gone).
+
+        Raises:
+            TypeError: If ``level`` is no number.
+            ValueError: If it is not between 0 and 1, or a link has no p-values.
+
+        Examples::
+
+            >>> layers = [Layer("x", 2, "input"), Layer("y", 1, "output")]
+            >>> pvalue = torch.tensor([[0.001], [0.4]])
+            >>> link = Link("x", "y", torch.tensor([[0.5], [0.1]]), pvalue)
+            >>> FlowGraph(layers, [link]).significant().links[0].weight
+            tensor([[0.5000],
+                    [0.0000]])
+        """
+        check_level(level)
+        adjusted = self.adjusted_pvalues()
+        return self._with_weights(
+            {
+                link.ends: _where(adjusted[link.ends] <= level, link)
+                for link in self.links
+            }
+        )
+
     def to_networkx(self) -> nx.DiGraph[tuple[str, int]]:
         r"""Converts the graph to networkx.
 
         Returns:
             networkx.DiGraph: Nodes are pairs (name of the layer, index) with the
             attributes ``layer``, ``index``, ``kind`` and ``label``. Edges carry
-            ``weight`` (float); an entry of exactly 0 is no edge, whether the weight
-            is dense or sparse, so what :meth:`top` drops is gone.
+            ``weight`` (float), and ``pvalue`` where links have them; an entry of
+            exactly 0 is no edge, whether the weight is dense or sparse, so what
+            :meth:`top` drops is gone.
 
         Examples::
 
@@ -323,10 +390,19 @@ class FlowGraph:
                     label=label,
                 )
         for link in self.links:
-            rows, columns, values = (part.tolist() for part in link.entries())
-            graph.add_weighted_edges_from(
-                ((link.source, row), (link.target, column), value)
-                for row, column, value in zip(rows, columns, values, strict=True)
+            rows, columns, values = link.entries()
+            numbers_of = {"weight": values.tolist()}
+            if link.pvalue is not None:
+                numbers_of["pvalue"] = link.pvalue[rows, columns].tolist()
+            graph.add_edges_from(
+                (
+                    (link.source, row),
+                    (link.target, column),
+                    dict(zip(numbers_of, each, strict=True)),
+                )
+                for row, column, *each in zip(
+                    rows.tolist(), columns.tolist(), *numbers_of.values(), strict=True
+                )
             )
         return graph
 
@@ -383,7 +459,7 @@ class FlowGraph:
         return outputs[0]
 
     def _with_weights(self, weights: Mapping[tuple[str, str], Tensor]) -> FlowGraph:
-        links = [Link(*link.ends, weights[link.ends]) for link in self.links]
+        links = [replace(link, weight=weights[link.ends]) for link in self.links]
         return FlowGraph(self.layers, links)
 
     def _incoming(self) -> dict[str, list[Link]]:
@@ -403,6 +479,16 @@ def _node_index(target: object, layer: Layer) -> int:
             f"{layer.size} nodes"
         )
     return index
+
+
+def _where(kept: Tensor, link: Link) -> Tensor:
+    """The weight of a link, without the entries that are not kept."""
+    if not link.weight.is_sparse:
+        return torch.where(kept, link.weight, 0.0)
+    rows, columns, values = link.entries()
+    mask = kept[rows, columns]
+    indices = torch.stack((rows, columns))[:, mask]
+    return sorted_sparse(indices, values[mask], link.weight.shape)
 
 
 def _strongest(links: Sequence[Link], fraction: float) -> list[Tensor]:

@@ -30,11 +30,13 @@ from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer
 from captum_nif.layout import (
     Connections,
+    among,
     connections,
     image_planes,
     layer_columns,
     layer_of_nodes,
 )
+from captum_nif.significance import check_level
 from captum_nif.summary import GraphSummary, summarize
 
 GAMMAS = (0.5, 0.8, 1.0, 1.25, 2.0)
@@ -50,6 +52,7 @@ def save_html(
     title: str = "Neural information flow",
     gammas: Sequence[float] = GAMMAS,
     max_links: int = 100_000,
+    level: float = 0.05,
 ) -> None:
     r"""Writes flow graphs as one self-contained, interactive page.
 
@@ -74,11 +77,15 @@ def save_html(
             the strongest of each layer. The page says what it leaves out; numbers of
             nodes count everything.
             Default: ``100_000``
+        level (float, optional): The false discovery rate at which links are
+            significant, where they have p-values. Other links are faint and can be
+            hidden; numbers count them, as they are not in ``graph.significant()``.
+            Default: ``0.05``
 
     Raises:
         TypeError: If something is no ``FlowGraph``.
         ValueError: If there is no graph, or no ``gamma``, if ``max_links`` is below 1,
-            or if the graphs have different layers.
+            if ``level`` is not between 0 and 1, or if the graphs have different layers.
         OSError: If the file cannot be written; nothing is left behind then.
 
     Examples::
@@ -90,7 +97,7 @@ def save_html(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_html({"population": graph}, f"{folder}/flow.html")
     """
-    page = to_html(graph, title=title, gammas=gammas, max_links=max_links)
+    page = to_html(graph, title=title, gammas=gammas, max_links=max_links, level=level)
     with whole_or_nothing(path) as file:
         file.write(page.encode())
 
@@ -101,6 +108,7 @@ def to_html(
     title: str = "Neural information flow",
     gammas: Sequence[float] = GAMMAS,
     max_links: int = 100_000,
+    level: float = 0.05,
 ) -> str:
     r"""Returns the page that :func:`save_html` writes.
 
@@ -109,6 +117,7 @@ def to_html(
         title (str, optional): As for :func:`save_html`.
         gammas (sequence of float, optional): As for :func:`save_html`.
         max_links (int, optional): As for :func:`save_html`.
+        level (float, optional): As for :func:`save_html`.
 
     Returns:
         str: A document in HTML, to be encoded as UTF-8.
@@ -118,17 +127,19 @@ def to_html(
     """
     graphs = dict(graph) if isinstance(graph, Mapping) else {"population": graph}
     _check(graphs, gammas, max_links)
+    check_level(level)
     some = next(iter(graphs.values()))
     data = {
         "title": title,
         "gammas": list(gammas),
+        "level": level,
         "palette": ["rgb({}, {}, {})".format(*colour) for colour in PALETTE],
         "layers": [
             _layer_data(layer, column)
             for layer, column in zip(some.layers, layer_columns(some), strict=True)
         ],
         "graphs": [
-            {"name": name, **_graph_data(each, gammas, max_links)}
+            {"name": name, **_graph_data(each, gammas, max_links, level)}
             for name, each in graphs.items()
         ],
     }
@@ -213,7 +224,7 @@ def _layer_data(layer: Layer, column: int) -> dict[str, Any]:
 
 
 def _graph_data(
-    graph: FlowGraph, gammas: Sequence[float], max_links: int
+    graph: FlowGraph, gammas: Sequence[float], max_links: int, level: float
 ) -> dict[str, Any]:
     links = connections(graph)
     flow_in, flow_out = node_flows(graph)
@@ -222,12 +233,15 @@ def _graph_data(
     middle = min(steps, key=lambda step: abs(np.log(step.gamma)))
     paths_in, paths_out = _path_sums(graph, links)
     kept = links.where(_by_rank(graph, links)[:max_links])
+    significant = graph.significant(level) if graph.has_pvalues else graph
+    insignificant = ~among(graph, kept, connections(significant))
     reached = layer_of_nodes(graph)[links.target]
     into = np.bincount(reached, np.abs(links.weight), len(graph.layers))
     return {
         "source": kept.source.tolist(),
         "target": kept.target.tolist(),
         "weight": _rounded(kept.weight),
+        "insignificant": insignificant.nonzero()[0].tolist(),
         "total": len(links.weight),
         "intoLayer": _rounded(into),
         "isChain": _is_chain(graph),
@@ -239,7 +253,9 @@ def _graph_data(
         "pathsOut": _rounded(paths_out),
         "communities": [_row(graph, step.partition).tolist() for step in steps],
         "modularity": _rounded(np.array([step.standard_modularity for step in steps])),
-        "summary": _summary_data(summarize(graph, betweenness, middle.partition)),
+        "summary": _summary_data(
+            summarize(graph, betweenness, middle.partition, level)
+        ),
     }
 
 

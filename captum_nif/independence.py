@@ -84,8 +84,8 @@ def draw(
     feeder = _Feeder(model, population)
     draws = affordable(population, draws)
     generator = torch.Generator().manual_seed(seed)
-    fed: dict[str, list[Tensor]] = {}
-    given: dict[str, list[Tensor]] = {}
+    fed: dict[str, Tensor] = {}
+    given: dict[str, Tensor] = {}
     done = 0
     for start, extra in itertools.cycle(population.batches):
         if done >= draws:
@@ -96,26 +96,25 @@ def draw(
             for name, x in population.values.items()
         }
         found = feeder.run(values, extra)
-        for name, x in values.items():
-            fed.setdefault(name, []).append(x)
-        for name, x in found.values.items():
-            given.setdefault(name, []).append(x)
+        for kept, new in ((fed, values), (given, found.values)):
+            for name, x in new.items():
+                if name not in kept:
+                    kept[name] = x.new_empty(draws, x.shape[1])
+                kept[name][done : done + len(x)] = x[: draws - done]
         done += len(rows)
         tick(len(rows))
-    return Draws(_joined(fed, draws), _joined(given, draws))
-
-
-def _joined(parts: Mapping[str, list[Tensor]], rows: int) -> dict[str, Tensor]:
-    return {name: torch.cat(x)[:rows] for name, x in parts.items()}
+    return Draws(fed, given)
 
 
 def affordable(population: Population, draws: int) -> int:
     """How many of so many draws memory is enough for."""
-    row = 2 * sum(x[0].numel() * x.element_size() for x in population.values.values())
+    samples = [x[0] for x in population.values.values()]
+    neurons = sum(x.numel() for x in samples)
+    row = 2 * sum(x.numel() * x.element_size() for x in samples)
     most = _BUDGET // row
     if most < min(draws, _FEWEST):
         raise ValueError(
-            f"A sample of all {row // 8:,} neurons takes {row:,} bytes, so only {most} "
+            f"A sample of all {neurons:,} neurons takes {row:,} bytes, so only {most} "
             f"draws fit in {_BUDGET >> 30} GiB: too few to estimate links from. Use "
             "inputs='observed' and nodes='channel', or name fewer `layers`."
         )
@@ -148,21 +147,25 @@ def receptive_fields(
         (a, b): torch.zeros(places(by_name[a]), places(by_name[b]), dtype=torch.bool)
         for a, b in structure.links
     }
+    extremes = {
+        name: x.aminmax(dim=0)
+        for name, x in population.values.items()
+        if feeder.is_read(name)
+    }
     for _ in range(_PROBES):
         one = torch.zeros(size, dtype=torch.long)  # the same sample in all rows
-        base, other = (
-            {
-                name: _drawn(x, one, generator, None, feeder.is_read(name), alike=True)
-                for name, x in population.values.items()
-            }
-            for _ in range(2)
-        )
+        base = {
+            name: _drawn(x, one, generator, None, feeder.is_read(name), alike=True)
+            for name, x in population.values.items()
+        }
+        other = {name: _farthest(base[name], *ends) for name, ends in extremes.items()}
         before = feeder.run(base, extra).values
         for start in range(0, most, size):
             values = {
-                layer.name: _changed(layer, base[layer.name], other[layer.name], start)
-                for layer in structure.layers
-                if layer.name in base
+                name: _changed(by_name[name], x, other[name], start)
+                if name in other
+                else x
+                for name, x in base.items()
             }
             after = feeder.run(values, extra).values
             for (_, b), field in fields.items():
@@ -192,7 +195,7 @@ class _Feeder:
                 raise NotImplementedError(
                     f"The layer {layer.name!r} hands on several tensors, or one that "
                     "not all its readers take, so its values cannot be exchanged for "
-                    "independent ones: use inputs='observed'."
+                    "independent ones: use inputs='observed' and nodes='channel'."
                 )
 
     def is_read(self, name: str) -> bool:
@@ -209,12 +212,21 @@ class _Feeder:
             )
         )
         fed = {place: values[name] for name, place in population.places.items()}
-        found = trace(self._model, inputs, extra, population.modules, "neuron", fed)
+        try:
+            found = trace(self._model, inputs, extra, population.modules, "neuron", fed)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # says by itself what is wrong
+                raise
+            raise NotImplementedError(
+                f"The model does not run with independent inputs ({error}): use "
+                "inputs='observed' and nodes='channel'."
+            ) from error
         check_same(population.structure, found.structure, "independent inputs")
         if found.places != population.places:
             raise NotImplementedError(
                 "With independent inputs the model took another path through its "
-                "functions than for the background: use inputs='observed'."
+                "functions than for the background: use inputs='observed' and "
+                "nodes='channel'."
             )
         return found
 
@@ -237,6 +249,14 @@ def _drawn(
         picked = picked[:, members.cpu()]
     drawn = values.gather(0, picked.to(values.device))
     return drawn.expand(len(rows), -1) if alike else drawn
+
+
+def _farthest(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The end of each node's range that is farther away from its value.
+
+    Another sample would often have the same value: most pixels of a drawing are blank.
+    """
+    return torch.where(high - values > values - low, high, low)
 
 
 def _changed(layer: Layer, base: Tensor, other: Tensor, start: int) -> Tensor:

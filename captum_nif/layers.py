@@ -129,11 +129,16 @@ class Link:
             information), shape [size of source, size of target], of a floating
             dtype; dense, or sparse in COO layout. A sparse weight is coalesced. An
             entry of exactly 0 is no connection.
+        pvalue (Tensor, optional): Probability that two independent nodes would show
+            such a flow, for each pair of nodes, whether it is a connection or not: a
+            dense tensor of the weight's shape, on its device. See
+            :func:`~captum_nif.significance.link_pvalues`.
+            Default: ``None`` (unknown)
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If the weight is not a matrix, has another layout, or holds NaN
-            or infinity.
+            or infinity; if p-values are not between 0 and 1, or do not fit it.
 
     Examples::
 
@@ -146,6 +151,7 @@ class Link:
     source: str
     target: str
     weight: Tensor
+    pvalue: Tensor | None = None
 
     def __post_init__(self) -> None:
         for end in (self.source, self.target):
@@ -181,6 +187,26 @@ class Link:
             raise ValueError(
                 f"{self}: weight holds NaN or infinity; every flow must be finite"
             )
+        if self.pvalue is not None:
+            self._check_pvalue(self.pvalue)
+
+    def _check_pvalue(self, pvalue: Tensor) -> None:
+        if not isinstance(pvalue, Tensor):
+            raise TypeError(
+                f"{self}: pvalue must be a Tensor or None, got {type(pvalue).__name__}"
+            )
+        if pvalue.layout != torch.strided or pvalue.dtype not in WEIGHT_DTYPES:
+            raise TypeError(
+                f"{self}: pvalue must be dense and float16, bfloat16, float32 or "
+                f"float64, got {pvalue.dtype} ({pvalue.layout})"
+            )
+        if (pvalue.shape, pvalue.device) != (self.weight.shape, self.weight.device):
+            raise ValueError(
+                f"{self}: pvalue has shape {tuple(pvalue.shape)} on {pvalue.device}, "
+                f"and its weight {tuple(self.weight.shape)} on {self.weight.device}"
+            )
+        if not ((pvalue >= 0) & (pvalue <= 1)).all():
+            raise ValueError(f"{self}: every pvalue must be a number from 0 to 1")
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -191,7 +217,7 @@ class Link:
         return f"link {self.source!r} -> {self.target!r}"
 
     def __eq__(self, other: object) -> bool:
-        """Compares names, layout, dtype, device and every weight."""
+        """Compares names, layout, dtype, device, every weight and every p-value."""
         if not isinstance(other, Link):
             return NotImplemented
         mine, theirs = self.weight, other.weight
@@ -201,6 +227,7 @@ class Link:
             and (mine.shape, mine.device) == (theirs.shape, theirs.device)
             and (not mine.is_sparse or torch.equal(mine.indices(), theirs.indices()))
             and torch.equal(stored_values(mine), stored_values(theirs))
+            and _equal(self.pvalue, other.pvalue)
         )
 
     __hash__ = None  # type: ignore[assignment]  # equal by value, like a list
@@ -230,6 +257,12 @@ def sorted_sparse(indices: Tensor, values: Tensor, shape: Sequence[int]) -> Tens
     return torch.sparse_coo_tensor(
         indices, values, tuple(shape), is_coalesced=True, check_invariants=False
     )
+
+
+def _equal(mine: Tensor | None, theirs: Tensor | None) -> bool:
+    if mine is None or theirs is None:
+        return mine is theirs
+    return mine.dtype == theirs.dtype and torch.equal(mine, theirs)
 
 
 def _is_integer(value: object) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_nif.adjacency import entries
+from captum_nif.adjacency import entries, node_count
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer, Link, sorted_sparse
 
@@ -45,6 +46,15 @@ def connections(graph: FlowGraph) -> Connections:
     flow = np.bincount(reached, weights=np.abs(weight), minlength=len(graph.layers))
     share = np.abs(weight) / flow[reached]
     return Connections(source, target, weight, share)
+
+
+def among(
+    graph: FlowGraph, links: Connections, others: Connections
+) -> NDArray[np.bool_]:
+    """Marks those of some links that are, by their ends, among others."""
+    size = node_count(graph)
+    names, wanted = (part.source * size + part.target for part in (links, others))
+    return np.isin(names, wanted)
 
 
 def layer_of_nodes(graph: FlowGraph) -> NDArray[np.int64]:
@@ -86,7 +96,8 @@ def _at_least(link: Link, least: float) -> Link:
     kept = weights.abs() >= least
     indices = rows.new_empty(2, int(kept.sum()))
     indices[0], indices[1] = rows[kept], columns[kept]
-    return Link(*link.ends, sorted_sparse(indices, weights[kept], link.weight.shape))
+    weight = sorted_sparse(indices, weights[kept], link.weight.shape)
+    return replace(link, weight=weight)
 
 
 def layer_columns(graph: FlowGraph) -> list[int]:

@@ -62,6 +62,8 @@ def chosen(preset: str | None, **given: Any) -> dict[str, Any]:
     unset = DEFAULTS | {"estimator": None}
     found |= {name: x for name, x in given.items() if x != unset[name]}
     _check(found)
+    if found["scale"] == "correlation":
+        found["normalize"] = None  # correlations add up over paths as they are
     return found
 
 
@@ -84,3 +86,8 @@ def _check(options: dict[str, Any]) -> None:
                     f"`{name}` = {options[name]!r} is a part of Eq. 3, which is in "
                     "nats: use scale='nats', or leave it at its default."
                 )
+        if options["normalize"] not in ("auto", None):
+            raise ValueError(
+                f"`normalize` = {options['normalize']!r} would take the scale of "
+                "correlation away again: use scale='nats', or leave it at its default."
+            )

@@ -16,6 +16,7 @@ from captum_nif.graph import FlowGraph
 from captum_nif.layers import Layer
 from captum_nif.layout import (
     Connections,
+    among,
     connections,
     image_planes,
     layer_columns,
@@ -55,10 +56,11 @@ class Picture:
     """All that is drawn of a graph.
 
     Args:
-        graph (FlowGraph): Without links below the threshold.
+        graph (FlowGraph): Without weak links.
         places (Places): Where its nodes stand.
         flow (Connections): The links drawn.
-        weak (Connections): The links drawn that are below the threshold.
+        weak (Connections): The weak links that are drawn.
+        weakness (str): What makes links weak.
         betweenness (array): Of each node in the row of all nodes.
         group (array): For each node the place of its community in ``names``, or the
             length of ``names`` for the communities without a colour.
@@ -70,6 +72,7 @@ class Picture:
     places: Places
     flow: Connections
     weak: Connections
+    weakness: str
     betweenness: NDArray[np.float64]
     group: NDArray[np.int64]
     names: NDArray[np.int64]
@@ -102,7 +105,7 @@ class Picture:
 
     @cached_property
     def total(self) -> int:
-        """Number of links, drawn or not, that are not below the threshold."""
+        """Number of links, drawn or not, that are not weak."""
         return len(connections(self.graph).weight)
 
     @cached_property
@@ -190,10 +193,8 @@ def links_to_draw(
     pixels = np.isin(layer_of_nodes(graph), list(places.boxes))[links.source]
     kept |= strongest(links.source, links.weight, 1) & ~pixels
     chosen = links.where(kept)
-    size = node_count(graph)
-    names, counted = (part.source * size + part.target for part in (chosen, counting))
-    flow = counting.where(np.isin(counted, names))
-    return flow, chosen.where(~np.isin(names, counted))
+    flow = counting.where(among(graph, counting, chosen))
+    return flow, chosen.where(~among(graph, chosen, counting))
 
 
 def relative_flow(graph: FlowGraph, links: Connections) -> NDArray[np.float64]:

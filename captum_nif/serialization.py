@@ -51,6 +51,7 @@ def write_graph(
                 "target": link.target,
                 "shape": tuple(link.weight.shape),
                 "sparse": link.weight.is_sparse,
+                "pvalue": link.pvalue is not None,
             }
             for link in links
         ],
@@ -58,7 +59,7 @@ def write_graph(
     tensors = {
         name: _plain(part)
         for number, link in enumerate(links)
-        for name, part in _parts(number, link.weight).items()
+        for name, part in _parts(number, link).items()
     }
     content = save(tensors, metadata={_KEY: json.dumps(description)})
     with whole_or_nothing(path) as file:
@@ -128,17 +129,20 @@ def _described(
                 f"link {number} has shape {list(weight.shape)}, and {fields['shape']} "
                 "was announced"
             )
-        links.append(Link(fields["source"], fields["target"], weight))
+        pvalue = tensors.pop(f"{number}.pvalue") if fields.get("pvalue") else None
+        links.append(Link(fields["source"], fields["target"], weight, pvalue))
     if tensors:
         raise ValueError(f"unexpected tensors {sorted(tensors)}")
     return layers, links
 
 
-def _parts(number: int, weight: Tensor) -> dict[str, Tensor]:
+def _parts(number: int, link: Link) -> dict[str, Tensor]:
+    weight, parts = link.weight, {"weight": link.weight}
     if weight.is_sparse:
-        parts = (weight.indices(), weight.values())
-        return {f"{number}.{part}": t for part, t in zip(_SPARSE, parts, strict=True)}
-    return {f"{number}.weight": weight}
+        parts = dict(zip(_SPARSE, (weight.indices(), weight.values()), strict=True))
+    if link.pvalue is not None:
+        parts["pvalue"] = link.pvalue
+    return {f"{number}.{name}": part for name, part in parts.items()}
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from captum_nif.centrality import betweenness_centrality
 from captum_nif.community import communities, flat_partition
 from captum_nif.graph import FlowGraph, Layer
 from captum_nif.paths import backward_sums
+from captum_nif.significance import check_level
 
 _CENTRAL = 3
 
@@ -45,6 +46,9 @@ class LayerSummary:
             largest first; without those of betweenness 0.
         communities (tuple of int): Number of the layer's nodes in each community, in
             the order of the graph's.
+        links_in (int): Number of connections into the layer.
+        significant_in (int or None): How many of them are significant; ``None`` where
+            the graph has no p-values.
     """
 
     name: str
@@ -56,6 +60,8 @@ class LayerSummary:
     effective_size: float
     central: tuple[str, ...]
     communities: tuple[int, ...]
+    links_in: int
+    significant_in: int | None
 
 
 @dataclass(frozen=True)
@@ -67,18 +73,22 @@ class GraphSummary:
         bottleneck (str or None): The hidden layer whose flow the fewest nodes carry
             (least ``effective_size``); ``None`` where no hidden layer carries any.
         communities (tuple of int): Number of nodes in each community.
+        level (float or None): The false discovery rate at which links are significant;
+            ``None`` where the graph has no p-values.
     """
 
     layers: tuple[LayerSummary, ...]
     bottleneck: str | None
     communities: tuple[int, ...]
+    level: float | None
 
     def __str__(self) -> str:
         """The table in Markdown; nodes that are a community alone are only counted."""
         header, *rows = (
             "| " + " | ".join(map(_escaped, r)) + " |" for r in self._rows()
         )
-        rule = "| --- | --- |" + " ---: |" * 5 + " --- | --- |"
+        numbers = 5 if self.level is None else 6
+        rule = "| --- | --- |" + " ---: |" * numbers + " --- | --- |"
         return "\n".join([header, rule, *rows, "", self._remarks()])
 
     def _repr_html_(self) -> str:
@@ -91,14 +101,26 @@ class GraphSummary:
 
     def _rows(self) -> list[tuple[str, ...]]:
         shared = [number for number, size in enumerate(self.communities) if size > 1]
-        return [_HEADER, *(_cells(layer, shared) for layer in self.layers)]
+        rows = [_HEADER, *(_cells(layer, shared) for layer in self.layers)]
+        if self.level is None:
+            unknown = _HEADER.index("significant in")
+            rows = [row[:unknown] + row[unknown + 1 :] for row in rows]
+        return rows
 
     def _remarks(self) -> str:
         shared = [str(size) for size in self.communities if size > 1]
         alone = len(self.communities) - len(shared)
-        return (
+        remarks = (
             f"Bottleneck: {self.bottleneck or 'none'}. "
             f"Nodes in each community: {', '.join(shared) or 'none'}; alone: {alone}."
+        )
+        if self.level is None:
+            return remarks
+        found = sum(layer.significant_in or 0 for layer in self.layers)
+        total = sum(layer.links_in for layer in self.layers)
+        return (
+            f"{remarks} Links that differ from independence at a false discovery rate "
+            f"of {self.level:g}: {found:,} of {total:,}."
         )
 
 
@@ -108,6 +130,7 @@ _HEADER = (
     "nodes",
     "flow in",
     "flow out",
+    "significant in",
     "dead",
     "effective nodes",
     "most central",
@@ -119,6 +142,7 @@ def summarize(
     graph: FlowGraph,
     betweenness: Mapping[str, Tensor] | None = None,
     community: Mapping[str, Tensor] | None = None,
+    level: float = 0.05,
 ) -> GraphSummary:
     r"""Sums a graph up: flow, dead and central nodes, bottlenecks, communities.
 
@@ -131,13 +155,18 @@ def summarize(
             community of its nodes.
             Default: ``None`` (``communities(graph)``, which takes seconds for 500,000
             links)
+        level (float, optional): The false discovery rate at which links count as
+            significant, where they have p-values. All other numbers are of all links:
+            give ``graph.significant()`` for those of the significant ones.
+            Default: ``0.05``
 
     Returns:
         GraphSummary: The numbers; printing it gives a Markdown table.
 
     Raises:
         TypeError: If ``graph`` is no ``FlowGraph``.
-        ValueError: If the numbers given have other layers or sizes than the graph.
+        ValueError: If the numbers given have other layers or sizes than the graph, or
+            ``level`` is not between 0 and 1.
 
     Examples::
 
@@ -158,6 +187,7 @@ def summarize(
         (('h[2]',), 'h[0]', 'h')
     """
     check_graph(graph)
+    check_level(level)
     if betweenness is None:
         betweenness = betweenness_centrality(graph)
     if community is None:
@@ -171,6 +201,10 @@ def summarize(
     flow_in, flow_out = node_flows(graph)
     dead = by_layer(graph, dead_nodes(graph))
     shares = flow_shares(graph)
+    links_in = _links_in(graph)
+    significant_in: dict[str, int] = {}
+    if graph.has_pvalues:
+        significant_in = _links_in(graph.significant(level))
     layers = tuple(
         LayerSummary(
             name=layer.name,
@@ -182,6 +216,8 @@ def summarize(
             effective_size=_effective_size(shares[layer.name]),
             central=_central(layer, betweenness[layer.name]),
             communities=tuple(sizes[layer.name]),
+            links_in=links_in[layer.name],
+            significant_in=significant_in.get(layer.name),
         )
         for layer in graph.layers
     )
@@ -193,6 +229,7 @@ def summarize(
         layers=layers,
         bottleneck=narrowest.name if narrowest else None,
         communities=tuple(np.bincount(labels).tolist()),
+        level=level if graph.has_pvalues else None,
     )
 
 
@@ -244,6 +281,13 @@ def flow_shares(graph: FlowGraph) -> dict[str, Tensor]:
     return shares
 
 
+def _links_in(graph: FlowGraph) -> dict[str, int]:
+    counts = {layer.name: 0 for layer in graph.layers}
+    for link in graph.links:
+        counts[link.target] += len(link.entries()[0])
+    return counts
+
+
 def _central(layer: Layer, betweenness: Tensor) -> tuple[str, ...]:
     descending = betweenness.argsort(descending=True, stable=True)[:_CENTRAL]
     return _labels(layer, descending[betweenness[descending] > 0])
@@ -268,11 +312,18 @@ def _cells(layer: LayerSummary, shared: Sequence[int]) -> tuple[str, ...]:
         str(layer.size),
         f"{layer.flow_in:.3g}",
         f"{layer.flow_out:.3g}",
+        _significant(layer),
         str(len(layer.dead)),
         f"{layer.effective_size:.1f}",
         ", ".join(layer.central) or "-",
         ", ".join(str(layer.communities[number]) for number in shared) or "-",
     )
+
+
+def _significant(layer: LayerSummary) -> str:
+    if layer.significant_in is None or not layer.links_in:
+        return "-"
+    return f"{layer.significant_in:,} of {layer.links_in:,}"
 
 
 def _escaped(cell: str) -> str:

@@ -38,6 +38,7 @@ from captum_nif.picture import (
     place_nodes,
     relative_flow,
 )
+from captum_nif.significance import check_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +51,7 @@ def plot_flow(
     betweenness: Mapping[str, Tensor] | None = None,
     community: Mapping[str, Tensor] | None = None,
     threshold: Threshold = None,
+    level: float = 0.05,
     links_per_node: int | None = None,
     max_nodes: int = 12,
 ) -> Axes:
@@ -81,6 +83,10 @@ def plot_flow(
             target) layer. Weaker links are grey, and count as flow in nothing else
             above.
             Default: ``None``
+        level (float, optional): The false discovery rate at which links are
+            significant, if the graph has p-values. Other links are grey too, and count
+            as little.
+            Default: ``0.05``
         links_per_node (int, optional): How many of the strongest links into each node
             are drawn.
             Default: ``None`` (3, or 1 where there are more than ten columns)
@@ -93,7 +99,8 @@ def plot_flow(
     Raises:
         TypeError: If ``graph`` is no ``FlowGraph``.
         ValueError: If numbers given have other layers or sizes than the graph,
-            ``threshold`` is negative or names an unknown link, or a count is below 1.
+            ``threshold`` is negative or names an unknown link, ``level`` is not between
+            0 and 1, or a count is below 1.
 
     Examples::
 
@@ -114,7 +121,10 @@ def plot_flow(
     for name, count in (("links_per_node", links_per_node), ("max_nodes", max_nodes)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
+    check_level(level)
     strong = without_weak(graph, threshold)
+    if graph.has_pvalues:
+        strong = strong.significant(level)
     if betweenness is None:
         betweenness = betweenness_centrality(strong)
     if community is None:
@@ -133,6 +143,7 @@ def plot_flow(
         places=places,
         flow=flow,
         weak=weak,
+        weakness=_weakness(graph, threshold),
         betweenness=central.double().cpu().numpy(),
         group=group,
         names=names,
@@ -146,6 +157,15 @@ def plot_flow(
     write_legends(ax, picture)
     margins.apply(ax)
     return ax
+
+
+def _weakness(graph: FlowGraph, threshold: Threshold) -> str:
+    reasons = []
+    if threshold is not None:
+        reasons.append("below threshold")
+    if graph.has_pvalues:
+        reasons.append("not significant")
+    return " or ".join(reasons)
 
 
 def _new_axes(columns: int) -> Axes:

@@ -82,6 +82,23 @@ def test_every_node_and_link_comes_back(scratch, write, graph):
 
 
 @pytest.mark.parametrize("write", WRITERS)
+def test_pvalues_are_written_with_those_adjusted_for_all_links(tmp_path, write):
+    pvalue = torch.tensor([[0.01, 0.2], [0.5, 0.04]], dtype=torch.float64)
+    # By Benjamini and Hochberg: least of p_j 4 / j for j = 1, ..., 4.
+    adjusted = torch.tensor([[0.04, 0.8 / 3], [0.5, 0.08]], dtype=torch.float64)
+    weight = torch.tensor([[0.3, 0.0], [0.1, 0.2]])
+    layers = [Layer("x", 2, "input"), Layer("y", 2, "output")]
+    for stored in (weight, weight.to_sparse()):
+        write(FlowGraph(layers, [Link("x", "y", stored, pvalue)]), tmp_path / "graph")
+        edges = list(read(tmp_path / "graph").edges(data=True))
+        assert len(edges) == 3
+        for source, target, data in edges:
+            i, j = int(source[-1]), int(target[-1])
+            assert data["pvalue"] == pvalue[i, j].item()
+            assert data["adjusted_pvalue"] == pytest.approx(adjusted[i, j].item())
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_values_not_given_are_left_out(tmp_path, write):
     graph = FlowGraph([Layer("x", 2, "input")], [])
     write(graph, tmp_path / "plain")

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -241,6 +242,81 @@ def test_top_refuses_what_is_no_share(fraction, error):
         chain(torch.ones(1, 1)).top(fraction)
 
 
+# p-values
+
+
+def with_pvalues(graph, seed=0):
+    """The graph with p-values, of which about a third are tiny."""
+    generator = torch.Generator().manual_seed(seed)
+    links = []
+    for link in graph.links:
+        pvalue = torch.rand(link.weight.shape, generator=generator).double()
+        links.append(
+            replace(link, pvalue=torch.where(pvalue < 0.3, 1e-3 * pvalue, pvalue))
+        )
+    return FlowGraph(graph.layers, links)
+
+
+@given(flow_graphs(), st.floats(1e-4, 0.9))
+def test_significant_keeps_what_benjamini_and_hochberg_would(graph, level):
+    graph = with_pvalues(graph)
+    if not graph.links:
+        return
+    together = sorted(p for x in graph.links for p in x.pvalue.flatten().tolist())
+    # The largest p-value that is at most level times its rank over their number.
+    passed = [
+        p
+        for rank, p in enumerate(together, start=1)
+        if p * len(together) / rank <= level
+    ]
+    limit = max(passed, default=-1.0)
+    kept = graph.significant(level)
+    assert kept.layers == graph.layers
+    for before, after in zip(graph.links, kept.links, strict=True):
+        assert after.ends == before.ends
+        assert after.weight.layout == before.weight.layout
+        assert after.weight.dtype == before.weight.dtype
+        assert torch.equal(after.pvalue, before.pvalue)
+        wanted = torch.where(before.pvalue <= limit, before.weight.to_dense(), 0.0)
+        assert torch.equal(after.weight.to_dense(), wanted)
+
+
+@given(flow_graphs())
+def test_choosing_links_makes_none_more_significant(graph):
+    graph = with_pvalues(graph)
+    if not graph.links:
+        return
+    adjusted = graph.adjusted_pvalues()
+    named = {f"layer{n}": ["a"] * x.size for n, x in enumerate(graph.layers)}
+    for other in (
+        graph.top(0.3),
+        graph.normalized("layer"),
+        graph.normalized("node"),
+        graph.significant(),
+        graph.named(**named),
+    ):
+        found = other.adjusted_pvalues()
+        assert found.keys() == adjusted.keys()
+        assert all(torch.equal(found[ends], adjusted[ends]) for ends in found)
+
+
+def test_pvalues_are_needed_on_every_link():
+    graph = chain([[1.0]], [[1.0]])
+    assert not graph.has_pvalues
+    assert with_pvalues(graph).has_pvalues
+    half = FlowGraph(graph.layers, [with_pvalues(graph).links[0], graph.links[1]])
+    assert not half.has_pvalues
+    for some, count in ((graph, 2), (half, 1)):
+        with pytest.raises(ValueError, match=f"{count} of 2 links have no p-values"):
+            some.significant()
+        with pytest.raises(ValueError, match=f"{count} of 2 links have no p-values"):
+            some.adjusted_pvalues()
+    assert not FlowGraph(graph.layers, []).has_pvalues
+    for level in (0.0, 1.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+            with_pvalues(graph).significant(level)
+
+
 # networkx
 
 
@@ -262,6 +338,16 @@ def test_networkx_holds_the_same_nodes_and_weights(graph):
         (layer.name, index) for layer in graph.layers for index in range(layer.size)
     ]
     assert nx.is_directed_acyclic_graph(network)
+
+
+def test_networkx_edges_carry_pvalues():
+    graph = with_pvalues(chain([[0.5, 0.0], [0.2, 0.1]]))
+    pvalue = graph.links[0].pvalue
+    for (_, i), (_, j), data in graph.to_networkx().edges(data=True):
+        assert data["pvalue"] == pvalue[i, j].item()
+    assert graph.to_networkx().number_of_edges() == 3
+    for _, _, data in chain([[0.5]]).to_networkx().edges(data=True):
+        assert data == {"weight": 0.5}
 
 
 def test_networkx_nodes_say_who_they_are():

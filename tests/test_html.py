@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -238,6 +239,38 @@ def test_a_page_holds_the_strongest_links_and_counts_all():
     assert some["flowIn"] == everything["flowIn"]
 
 
+def graph_with_pvalues():
+    """The small graph; its links from h1 and h2 to y are not significant."""
+    graph = small_graph()
+    return FlowGraph(
+        graph.layers,
+        [
+            replace(
+                link,
+                pvalue=torch.full(
+                    link.weight.shape, 0.5 if link.target == "y" else 0.0
+                ),
+            )
+            for link in graph.links
+        ],
+    )
+
+
+def test_a_page_marks_links_that_are_not_significant():
+    graph = graph_with_pvalues()
+    start = nodes_of(graph).index(("y", 0))
+    for max_links in (100, 7):
+        data = data_of(to_html(graph, max_links=max_links))
+        (found,) = data["graphs"]
+        assert data["level"] == 0.05
+        assert found["insignificant"] == [
+            n for n, target in enumerate(found["target"]) if target >= start
+        ]
+        assert found["insignificant"]
+    assert data_of(to_html(graph, level=0.6))["graphs"][0]["insignificant"] == []
+    assert data_of(to_html(small_graph()))["graphs"][0]["insignificant"] == []
+
+
 def test_bad_arguments_are_refused_and_nothing_is_written(tmp_path):
     graph, other = small_graph(), image_graph()
     target = tmp_path / "page.html"
@@ -250,6 +283,7 @@ def test_bad_arguments_are_refused_and_nothing_is_written(tmp_path):
         (ValueError, {"graph": graph, "gammas": ()}, "gamma"),
         (ValueError, {"graph": graph, "gammas": (0.0,)}, "gamma"),
         (ValueError, {"graph": graph, "max_links": 0}, "max_links"),
+        (ValueError, {"graph": graph, "level": 1.0}, "level"),
     ):
         with pytest.raises(error, match=words):
             save_html(path=target, **arguments)
@@ -512,6 +546,35 @@ def test_the_share_slider_shows_what_top_keeps_and_says_what_is_hidden(show):
     assert painted(page, "links") < everything
     slide(page, "share", 0)
     assert painted(page, "links") == 0
+
+
+def test_links_that_are_not_significant_can_be_hidden(show):
+    graph = graph_with_pvalues()
+    page = show({"population": graph, "sample": small_graph()})
+    assert "not significant (at a false discovery rate of 5.0 %)" in page.evaluate(
+        "document.querySelector('.legend').innerText"
+    )
+    total = sum(len(link.entries()[0]) for link in graph.links)
+    count = sum(len(link.entries()[0]) for link in graph.links if link.target != "y")
+    everything = painted(page, "links")
+    page.evaluate("document.getElementById('significant').click()")
+    finish(page)
+    assert 0 < painted(page, "links") < everything
+    # Of three layers that flow enters, all the flow into one is hidden.
+    assert text(page, "status") == (
+        f"Showing {count} of {total} links: 33.3 % of flow hidden."
+    )
+    page.evaluate("document.getElementById('significant').click()")
+    finish(page)
+    assert painted(page, "links") == everything
+    # The sample has no p-values.
+    page.evaluate("document.getElementById('significant').click()")
+    page.evaluate("document.getElementById('graph').focus()")
+    page.press("ArrowDown")
+    finish(page)
+    for element in ("significant-choice", "faint-legend"):
+        assert page.evaluate(f"document.getElementById('{element}').hidden")
+    assert text(page, "status").startswith(f"Showing {total} of {total} links")
 
 
 def test_the_gamma_slider_changes_communities(show):

@@ -69,6 +69,34 @@ def test_link_refuses_other_sparse_layouts():
         Link("a", "b", torch.ones(2, 2).to_sparse_csr())
 
 
+@pytest.mark.parametrize(
+    ("pvalue", "error", "message"),
+    [
+        ([[0.5]], TypeError, "pvalue must be a Tensor or None, got list"),
+        (torch.ones(1, 2).long(), TypeError, "got torch.int64"),
+        (torch.ones(1, 2).to_sparse(), TypeError, "must be dense.*sparse_coo"),
+        (torch.ones(2, 1), ValueError, r"shape \(2, 1\) .* its weight \(1, 2\)"),
+        (torch.tensor([[0.5, 1.1]]), ValueError, "a number from 0 to 1"),
+        (torch.tensor([[-0.1, 1.0]]), ValueError, "a number from 0 to 1"),
+        (torch.tensor([[float("nan"), 1.0]]), ValueError, "a number from 0 to 1"),
+    ],
+)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_link_refuses_pvalues_that_are_none(sparse, pvalue, error, message):
+    weight = torch.tensor([[1.0, 0.0]])
+    with pytest.raises(error, match=message):
+        Link("a", "b", weight.to_sparse() if sparse else weight, pvalue)
+
+
+def test_links_with_other_pvalues_are_not_equal():
+    weight, pvalue = torch.ones(1, 2), torch.tensor([[0.0, 1.0]])
+    link = Link("a", "b", weight, pvalue)
+    assert link == Link("a", "b", weight, pvalue.clone())
+    for other in (None, pvalue.double(), pvalue.flip(1)):
+        assert link != Link("a", "b", weight, other)
+        assert Link("a", "b", weight, other) != link
+
+
 def test_link_refuses_names_that_are_none():
     with pytest.raises(TypeError, match="names of layers"):
         Link("a", 1, torch.ones(1, 1))

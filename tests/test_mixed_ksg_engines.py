@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_nif.estimators import MixedKSG, fast, marginals
+from captum_nif.estimators import MixedKSG, fast, marginals, plain
 from captum_nif.estimators.parallel import in_threads
 
 
@@ -48,16 +48,20 @@ def variables(n: int, generator: np.random.Generator) -> Tensor:
     return torch.tensor(np.stack(columns, axis=1))
 
 
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(
     n=st.one_of(st.integers(2, 40), st.integers(41, 120)),
     k=st.sampled_from([1, 2, 3, 5, 7]),
     formula=st.sampled_from(["corrected", "paper"]),
+    scale=st.sampled_from(["normal", "standard", "raw"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_both_engines_agree_on_all_kinds_of_variables(n, k, formula, seed):
-    x = variables(n, np.random.default_rng(seed))
-    ksg = MixedKSG(min(k, n - 1), formula, "normal")
+def test_both_engines_agree_on_all_kinds_of_variables(
+    n, k, formula, scale, dtype, seed
+):
+    x = variables(n, np.random.default_rng(seed)).to(dtype)
+    ksg = MixedKSG(min(k, n - 1), formula, scale)
     rest, few = x[: max(n - 3, n // 2)], x[max(n - 3, n // 2) :]
     asked = ksg.with_k(min(k, len(rest))), (few, few)
 
@@ -85,11 +89,12 @@ def test_the_plain_engine_takes_what_the_fast_one_leaves():
     x = variables(150, np.random.default_rng(0))
     scores = x.argsort(0).argsort(0).double()  # untied, so any k can be compared
     assert torch.equal(MixedKSG(100).mi(scores, x), MixedKSG(100).mi(2 * scores, x))
-    left = marginals.prepare_variables(x, "raw").leave_one_out()
-    taken = marginals.prepare_variables(x, "normal").leave_one_out()
-    assert fast.takes(taken, taken, 10)
-    assert not fast.takes(taken, taken, 100)
-    assert not fast.takes(left, left, 10)
+    ranked = marginals.prepare_variables(x, "normal").leave_one_out()
+    raw = marginals.prepare_variables(x, "raw").leave_one_out()
+    assert fast.takes(ranked, ranked, 10)
+    assert not fast.takes(ranked, ranked, 100)
+    assert fast.takes(raw, raw, 100)
+    assert not fast.takes(plain.Whole(raw), raw, 10)
 
 
 def test_engines_agree_where_ranks_outgrow_16_bits():

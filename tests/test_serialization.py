@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +113,21 @@ def test_graphs_come_back_bit_for_bit(scratch, graph):
             stored_values(before.weight).contiguous().view(bits),
             stored_values(after.weight).view(bits),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pvalues_come_back_bit_for_bit(tmp_path, dtype):
+    graph = small_graph()
+    links = [
+        replace(link, pvalue=torch.rand(link.weight.shape).to(dtype))
+        for link in graph.links
+    ]
+    links[1] = graph.links[1]
+    graph = FlowGraph(graph.layers, links)
+    graph.save(tmp_path / "flow")
+    loaded = FlowGraph.load(tmp_path / "flow")
+    assert loaded == graph
+    assert [link.pvalue is None for link in loaded.links] == [False, True, False]
 
 
 @pytest.mark.parametrize("name", ["flow", "flow.nif", "flow.npz", "a b", "f.pt.gz"])
@@ -300,6 +316,7 @@ def forged(**changes):
         (forged(links=[LINK, LINK]), "1.weight"),
         (forged(links=[{**LINK, "shape": [1, 2]}]), "announced"),
         (forged(links=[{**LINK, "sparse": True}]), "0.indices"),
+        (forged(links=[{**LINK, "pvalue": True}]), "0.pvalue"),
         (forged(links=[{**LINK, "target": "z"}]), "no layer 'z'"),
     ],
 )

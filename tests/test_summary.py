@@ -151,6 +151,37 @@ def test_prints_as_a_markdown_table():
     ]
 
 
+def test_significant_links_are_counted_where_pvalues_are_known():
+    layers = [Layer("x", 2, "input"), Layer("h", 2, "hidden"), Layer("y", 1, "output")]
+    first, second = (
+        # One of these four is no connection, and one significant link is weak.
+        (torch.tensor([[0.5, 0.2], [0.0, 0.01]]), [[1e-6, 0.5], [1.0, 1e-5]]),
+        (torch.tensor([[0.5], [0.1]]), [[0.03], [0.9]]),
+    )
+    graph = FlowGraph(
+        layers,
+        [
+            Link("x", "h", first[0], torch.tensor(first[1])),
+            Link("h", "y", second[0], torch.tensor(second[1])),
+        ],
+    )
+    summary = summarize(graph)
+    assert [row.links_in for row in summary.layers] == [0, 3, 2]
+    assert [row.significant_in for row in summary.layers] == [0, 2, 0]
+    header, _, x, h, y, _, remarks = str(summary).splitlines()
+    assert header.split(" | ")[5] == "significant in"
+    assert [line.split(" | ")[5] for line in (x, h, y)] == ["-", "2 of 3", "0 of 2"]
+    assert remarks.endswith(
+        "Links that differ from independence at a false discovery rate of 0.05: 2 of 5."
+    )
+    assert "significant in" in summary._repr_html_()
+    # 0.03 is the third of six: adjusted 0.06.
+    assert summarize(graph, level=0.07).layers[2].significant_in == 1
+    unknown = summarize(FlowGraph(layers, [Link("x", "h", torch.ones(2, 2))]))
+    assert [row.significant_in for row in unknown.layers] == [None, None, None]
+    assert "significant" not in str(unknown)
+
+
 def test_html_shows_the_same_cells_and_escapes_names():
     cells = []
 
@@ -188,5 +219,7 @@ def test_bad_input():
         flow_shares(nx.DiGraph())
     with pytest.raises(ValueError, match=r"betweenness has the layers \['x'\]"):
         summarize(graph, betweenness={"x": torch.zeros(3)})
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 5"):
+        summarize(graph, level=5)
     with pytest.raises(ValueError, match=r"partition has the layers \['x'\]"):
         summarize(graph, community={"x": torch.zeros(3).long()})

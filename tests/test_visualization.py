@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -272,6 +273,31 @@ def test_weak_links_are_grey_and_count_for_nothing(ax, threshold):
     assert legends(ax)["Size"][0] == f"{largest:.2g}"
 
 
+def test_insignificant_links_are_grey_and_count_for_nothing(ax):
+    graph = chain(3, 3, 3)
+    first, second = graph.links
+    chance = torch.full((3, 3), 0.5)
+    chance[0, 1] = 0.002  # the tenth of 18: adjusted 0.0036
+    links = [replace(first, pvalue=torch.full((3, 3), 1e-6))]
+    links.append(replace(second, pvalue=chance))
+    tested = FlowGraph(graph.layers, links)
+    plot_flow(tested, ax, links_per_node=9)
+    flow, weak = lines(ax)
+    assert (len(flow.get_paths()), len(weak.get_paths())) == (10, 8)
+    assert to_hex(weak.get_colors()[0]) == WEAK
+    assert texts(ax)[0].startswith("Drawn: 10 of 10 links, 100 %")
+    assert "not significant" in legends(ax)["Width"]
+    # Two of the last layer, and two of the one before it.
+    assert sum(fill == "#ffffff" for *_, fill in dots(ax)) == 4
+    ax.clear()
+    plot_flow(tested, ax, links_per_node=9, level=0.003, threshold=0.0)
+    assert len(lines(ax)[1].get_paths()) == 9
+    assert "below threshold or not significant" in legends(ax)["Width"]
+    ax.clear()
+    plot_flow(tested.significant(), ax, links_per_node=9)
+    assert "not significant" not in legends(ax)["Width"]
+
+
 def test_a_threshold_may_hold_for_some_links_only(ax):
     graph = chain(3, 3, 3)
     plot_flow(graph, ax, threshold={("layer1", "layer2"): 2.0}, links_per_node=9)
@@ -391,6 +417,8 @@ def test_random_state_stays(ax, rng_untouched):
         (ValueError, {"links_per_node": 0}, "links_per_node"),
         (ValueError, {"max_nodes": 0}, "max_nodes"),
         (ValueError, {"threshold": -0.1}, "threshold"),
+        (ValueError, {"level": 0.0}, "level"),
+        (TypeError, {"level": "5 %"}, "level"),
         (ValueError, {"threshold": float("nan")}, "threshold"),
         (ValueError, {"threshold": {("layer0", "layer9"): 0.1}}, "layer9"),
         (ValueError, {"betweenness": {"layer0": torch.zeros(2)}}, "betweenness"),

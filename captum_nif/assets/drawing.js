@@ -40,7 +40,7 @@ function drawLinks() {
   const count = linksIn(state.share);
   const canvas = el("links");
   const context = canvas.getContext("2d");
-  const colours = [colour("link"), colour("negative")];
+  const colours = [colour("link"), colour("negative"), colour("other")];
   context.globalCompositeOperation = "source-over";
   context.clearRect(0, 0, view.width, view.height);
   context.globalCompositeOperation = "destination-over";
@@ -69,22 +69,29 @@ function drawLinks() {
 function drawBatch(context, start, end, colours, curved) {
   const strokes = new Map();
   for (let i = start; i < end; i++) {
-    if (!inCommunity(i)) continue;
+    if (!isShown(i) || !inCommunity(i)) continue;
     const level = Math.ceil(state.graph.relative[i] * LEVELS);
-    const key = 2 * level + (state.graph.weight[i] < 0);
+    const kind = state.graph.faint[i] ? 2 : Number(state.graph.weight[i] < 0);
+    const key = colours.length * level + kind;
     if (!strokes.has(key)) strokes.set(key, []);
     strokes.get(key).push(i);
   }
   for (const key of [...strokes.keys()].sort((a, b) => b - a)) {
-    const relative = Math.floor(key / 2) / LEVELS;
-    context.strokeStyle = colours[key % 2];
-    context.lineWidth = (view.crowded ? 0.5 : 1) * (0.4 + 2.8 * relative);
-    context.globalAlpha = 0.12 + 0.55 * relative;
+    const relative = Math.floor(key / colours.length) / LEVELS;
+    const kind = key % colours.length;
+    const faint = kind === 2;
+    context.strokeStyle = colours[kind];
+    context.lineWidth = (view.crowded ? 0.5 : 1) * (faint ? 0.8 : 0.4 + 2.8 * relative);
+    context.globalAlpha = faint ? 0.6 : 0.12 + 0.55 * relative;
+    // Thousands of dashed lines would take long.
+    context.setLineDash(faint && curved ? [2, 4] : []);
     context.beginPath();
     for (const link of strokes.get(key)) trace(context, link, curved);
     context.stroke();
   }
 }
+
+const isShown = (link) => !(state.onlySignificant && state.graph.faint[link]);
 
 function inCommunity(link) {
   if (state.community < 0) return true;

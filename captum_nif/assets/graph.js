@@ -57,11 +57,13 @@ function prepare(raw) {
     carried[layer] += size / raw.intoLayer[layer];
   }
   const dead = new Set(raw.dead);
+  const faint = new Uint8Array(weight.length); // 1 where a link is not significant
+  for (const link of raw.insignificant) faint[link] = 1;
   const largest = raw.betweenness.reduce(
     (most, value, n) => (isPixel(n) ? most : Math.max(most, value)), 0);
   const incoming = grouped(target);
   const outgoing = grouped(source);
-  return { ...raw, weight, relative, rank, dead, largest, incoming, outgoing };
+  return { ...raw, weight, relative, rank, faint, dead, largest, incoming, outgoing };
 }
 
 // The numbers of the links at each node, without an array for each.
@@ -163,6 +165,7 @@ const state = {
   share: 1, // of the flow into each layer, whose strongest links are shown
   gamma: gammas.reduce((a, g, i) =>
     (Math.abs(Math.log(g)) < Math.abs(Math.log(gammas[a])) ? i : a), 0),
+  onlySignificant: false,
   selected: -1,
   hovered: -1,
   focused: -1,
@@ -176,6 +179,7 @@ function useGraph(number) {
   prepared[number] ||= prepare(data.graphs[number]);
   state.graph = prepared[number];
   state.community = -1;
+  setSignificant(false);
   state.share = state.graph.rank[FIRST_LINKS] ?? 1;
   el("share").value = Math.round(1000 * state.share);
   fillLayers();

@@ -24,15 +24,18 @@ function append(parent, tag, text, properties = {}) {
 function describe(count) {
   const { total, rank, target, weight, intoLayer } = state.graph;
   const drawn = new Float64Array(layers.length);
+  let shown = 0;
   for (let i = 0; i < count; i++) {
+    if (!isShown(i)) continue;
+    shown++;
     drawn[layerOf[target[i]]] += Math.abs(weight[i]) / intoLayer[layerOf[target[i]]];
   }
   const entered = intoLayer.map((flow, l) => l).filter((l) => intoLayer[l] > 0);
   const share = entered.reduce((sum, l) => sum + drawn[l], 0) / (entered.length || 1);
   const links = (n) => n.toLocaleString("en");
   const hidden = Math.max(0, 1 - share);
-  let text = `Showing ${links(count)} of ${links(total)} links: `
-    + (count === total ? "all of the flow." : `${percent(hidden)} of flow hidden.`);
+  let text = `Showing ${links(shown)} of ${links(total)} links: `
+    + (shown === total ? "all of the flow." : `${percent(hidden)} of flow hidden.`);
   if (rank.length < total) text += ` This page holds the strongest ${links(rank.length)}.`;
   el("status").textContent = text;
   el("share-value").textContent = percent(Math.min(1, share));
@@ -134,7 +137,7 @@ function fillCommunities() {
 }
 
 function fillLayers() {
-  const { summary, weight } = state.graph;
+  const { summary, weight, insignificant } = state.graph;
   el("layers").replaceChildren();
   const line = (kind, cells) => {
     const row = append(el("layers"), "tr");
@@ -155,6 +158,8 @@ function fillLayers() {
   el("remarks").textContent = (summary.bottleneck ? `Bottleneck: ${summary.bottleneck}. ` : "")
     + "Effective: how many nodes carry the flow to the outputs.";
   el("negative-legend").hidden = !weight.some((flow) => flow < 0);
+  el("faint-legend").hidden = !insignificant.length;
+  el("significant-choice").hidden = !insignificant.length;
 }
 
 // ---------------------------------------------------------------- acting
@@ -168,6 +173,11 @@ function select(node) {
   fillPaths();
   fillCommunities();
   drawNodes();
+}
+
+function setSignificant(only) {
+  state.onlySignificant = only;
+  el("significant").checked = only;
 }
 
 function hover(node) {
@@ -244,6 +254,10 @@ document.addEventListener("keydown", (event) => {
 
 el("share").addEventListener("input", () => {
   state.share = el("share").value / 1000;
+  drawLinks();
+});
+el("significant").addEventListener("change", () => {
+  setSignificant(el("significant").checked);
   drawLinks();
 });
 el("gamma").addEventListener("input", () => {
@@ -341,6 +355,7 @@ el("graph-choice").hidden = data.graphs.length < 2;
 el("gamma").max = gammas.length - 1;
 el("gamma").value = state.gamma;
 el("gamma-choice").hidden = gammas.length < 2;
+el("level").textContent = percent(data.level);
 el("pixel-legend").hidden = !layers.some((layer) => layer.image);
 for (const kind of ["weak", "middle", "strong"]) {
   append(el("width-legend"), "i", "", { className: `line ${kind}` });

@@ -1,6 +1,8 @@
 """Estimators of pointwise mutual information between all pairs of variables."""
 
+from captum_nif.estimators.edge import EDGE
+from captum_nif.estimators.gaussian import GaussianCopula
 from captum_nif.estimators.mixed_ksg import MixedKSG
 from captum_nif.estimators.protocol import PMIEstimator, Prepared, Progress
 
-__all__ = ["MixedKSG", "PMIEstimator", "Prepared", "Progress"]
+__all__ = ["EDGE", "GaussianCopula", "MixedKSG", "PMIEstimator", "Prepared", "Progress"]

@@ -1,4 +1,4 @@
-"""The fast engine: compiled kernels for normal scores on the CPU.
+"""The fast engine: compiled kernels on the CPU, here for normal scores.
 
 It finds what the plain engine finds, to the last bit. Kernels release the GIL and work
 in threads, each on a block of pairs of variables at a time.
@@ -15,8 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_nif.estimators import direct
 from captum_nif.estimators.blocks import blocks
-from captum_nif.estimators.marginals import Centres, RankedQueries, RankedSamples
+from captum_nif.estimators.marginals import (
+    Centres,
+    RankedQueries,
+    RankedSamples,
+    ScaledPoints,
+)
 from captum_nif.estimators.parallel import in_threads
 from captum_nif.estimators.terms import Sums, Terms, Values
 
@@ -30,23 +36,44 @@ _SIDE = 32
 _BUDGET = 1 << 22
 """Values in a block of results, and distances of a block of queries, held at a time."""
 
+_RESULTS = 1 << 16
+"""Results of a block of queries: so few that their memory is used again and again."""
+
 
 def takes(x: Centres, y: Centres, k: int) -> bool:
     """Whether this engine is for these points and this many neighbours."""
+    if x.device.type != "cpu":
+        return False
+    if isinstance(x, ScaledPoints) and isinstance(y, ScaledPoints):
+        return True
     kinds = (RankedSamples, RankedQueries)
-    on_cpu = x.device.type == "cpu"
-    return (
-        isinstance(x, kinds) and isinstance(y, kinds) and on_cpu and k < CAPACITIES[-1]
-    )
+    return isinstance(x, kinds) and isinstance(y, kinds) and k < CAPACITIES[-1]
 
 
 def sum_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Sums]:
     """See :func:`captum_nif.estimators.plain.sum_blocks`; samples only."""
+    if isinstance(x, ScaledPoints) and isinstance(y, ScaledPoints):
+        return direct.sum_blocks(x, y, k, terms)
+    assert isinstance(x, RankedSamples)
+    assert isinstance(y, RankedSamples)
+    return _sums(x, y, k, terms)
+
+
+def pmi_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Values]:
+    """See :func:`captum_nif.estimators.plain.pmi_blocks`."""
+    if isinstance(x, ScaledPoints) and isinstance(y, ScaledPoints):
+        return direct.pmi_blocks(x, y, k, terms)
+    if isinstance(x, RankedSamples) and isinstance(y, RankedSamples):
+        return _samples(x, y, k, terms)
+    assert isinstance(x, RankedQueries)
+    assert isinstance(y, RankedQueries)
+    return _queries(x, y, k, terms)
+
+
+def _sums(x: RankedSamples, y: RankedSamples, k: int, terms: Terms) -> Iterator[Sums]:
     from captum_nif.estimators.kernels import population
     from captum_nif.estimators.kernels.grid import grid_of
 
-    assert isinstance(x, RankedSamples)
-    assert isinstance(y, RankedSamples)
     grid, room = grid_of(x.count), _room_for(k)
     tables = terms.joint.numpy(), terms.margin.numpy()
 
@@ -64,15 +91,6 @@ def sum_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Sums]:
 
     side = max(1, min(_SIDE, _BUDGET // (x.count + 1)))
     yield from in_threads(work, product(blocks(x.size, side), blocks(y.size, side)))
-
-
-def pmi_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Values]:
-    """See :func:`captum_nif.estimators.plain.pmi_blocks`."""
-    if isinstance(x, RankedSamples) and isinstance(y, RankedSamples):
-        return _samples(x, y, k, terms)
-    assert isinstance(x, RankedQueries)
-    assert isinstance(y, RankedQueries)
-    return _queries(x, y, k, terms)
 
 
 def _samples(
@@ -108,12 +126,14 @@ def _queries(
     from captum_nif.estimators.kernels.grid import grid_of
 
     grid, room = grid_of(x.others + 1), _room_for(k)
-    tables = terms.joint.numpy(), terms.margin.numpy()
+    tables = terms.joint.numpy().reshape(-1), terms.margin.numpy().reshape(-1)
+    ranks_x, untied_x = x.ranks.numpy(), x.untied.numpy()
+    queries_x = _contiguous(x.query_ranks)
 
     # Few rows at a time, then as many variables of y as the distances to them allow.
     height = max(1, min(x.count, _BUDGET // x.others))
     width_y = max(1, min(y.size, _BUDGET // (height * x.others)))
-    width_x = max(16, min(256, _BUDGET // (height * width_y)))
+    width_x = max(16, min(512, _RESULTS // (height * width_y)))
     for rows, others in product(blocks(x.count, height), blocks(y.size, width_y)):
         way = instance.approach(
             _by_variable(y.ranks[:, others]),
@@ -128,8 +148,11 @@ def _queries(
             way: instance.Approach = way,
         ) -> Values:
             pmi = instance.pointwise(
-                _by_variable(x.ranks[:, columns]),
-                _contiguous(x.query_ranks[rows, columns]),
+                ranks_x,
+                untied_x,
+                columns.start,
+                columns.stop,
+                queries_x[rows],
                 way,
                 k,
                 room,

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from captum_nif.estimators.blocks import blocks
+from captum_nif.estimators.ranking import ranked
 
 Marginals = Literal["normal", "standard", "raw"]
 
@@ -47,7 +48,7 @@ _HALF_WORD = 1 << 31
 _FAR = torch.iinfo(torch.int32).max
 
 _BUDGET = 1 << 24
-"""Elements sorted or summed at a time; bounds the 64-bit temporaries of doing so."""
+"""Elements summed at a time; bounds the 64-bit temporaries of doing so."""
 
 
 class Centres(ABC):
@@ -148,17 +149,6 @@ def normal_scores(samples: int) -> Tensor:
     return torch.cat([padding, below, median, -below.flip(0)])
 
 
-def doubled_ranks(ordered: Tensor) -> Tensor:
-    """Twice the mean rank of every value in rows of ascending values, [..., N]."""
-    samples = ordered.shape[-1]
-    rank = torch.arange(1, samples + 1, device=ordered.device).expand(ordered.shape)
-    rises = ordered[..., 1:] != ordered[..., :-1]
-    edge = torch.ones_like(rank[..., :1], dtype=torch.bool)
-    first = torch.where(torch.cat([edge, rises], -1), rank, 0)
-    last = torch.where(torch.cat([rises, edge], -1), rank, samples)
-    return first.cummax(-1).values + last.flip(-1).cummin(-1).values.flip(-1)
-
-
 class RankedVariables(Variables):
     """Variables on the scale of normal scores, known by their ranks.
 
@@ -166,6 +156,7 @@ class RankedVariables(Variables):
         ordered (Tensor): Each variable's values in ascending order, [size, N]: what a
             query is ranked among.
         ranks (Tensor): Twice the mean rank of every sample, [N, size], int16 or int32.
+        untied (Tensor): Whether all samples of a variable differ, [size].
     """
 
     marginals: Marginals = "normal"
@@ -173,16 +164,7 @@ class RankedVariables(Variables):
     def __init__(self, x: Tensor) -> None:
         self.samples, self.size = x.shape
         self.dtype, self.device = x.dtype, x.device
-        x = _widened(x)
-        narrow = 2 * self.samples + 4 <= torch.iinfo(torch.int16).max
-        rank_dtype = torch.int16 if narrow else torch.int32
-        self.ordered = x.new_empty(self.size, self.samples)
-        self.ranks = x.new_empty((self.samples, self.size), dtype=rank_dtype)
-        for columns in blocks(self.size, max(1, _BUDGET // max(1, self.samples))):
-            ordered, order = x[:, columns].t().contiguous().sort(dim=-1)
-            ranks = torch.empty_like(order).scatter_(-1, order, doubled_ranks(ordered))
-            self.ordered[columns] = ordered
-            self.ranks[:, columns] = ranks.t().to(rank_dtype)
+        self.ordered, self.ranks, self.untied = ranked(_widened(x))
 
     def leave_one_out(self) -> Centres:
         """Each sample, ranked among all N, as a point among the other N - 1."""
@@ -237,7 +219,7 @@ class RankedQueries(Centres):
     def __init__(self, variables: RankedVariables, query: Tensor) -> None:
         self.count, self.size = query.shape
         self.others, self.device = variables.samples, variables.device
-        self.ranks = variables.ranks
+        self.ranks, self.untied = variables.ranks, variables.untied
         self.query_ranks = variables.ranks_of(query)
 
     @cached_property
@@ -302,26 +284,32 @@ class ScaledVariables(Variables):
 
     def leave_one_out(self) -> Centres:
         """Each sample, on the scale of all N, as a point among the other N - 1."""
-        return _ScaledPoints(self, None)
+        return ScaledPoints(self, None)
 
     def around(self, query: Tensor) -> Centres:
         """Each query, on the scale of all N + 1, as a point among the N samples."""
-        return _ScaledPoints(self, _widened(query.to(self.dtype)))
+        return ScaledPoints(self, _widened(query.to(self.dtype)))
 
 
-class _ScaledPoints(Centres):
-    """Samples among the others (``query`` None), or queries among the samples."""
+class ScaledPoints(Centres):
+    """Samples among the others (``query`` None), or queries among the samples.
+
+    Attributes:
+        values (Tensor): The samples, [N, size].
+        points (Tensor): The points, [count, size].
+        are_samples (bool): Whether the points are the samples.
+    """
 
     def __init__(self, variables: ScaledVariables, query: Tensor | None) -> None:
         self.roundoff = _ROUNDINGS * torch.finfo(variables.dtype).eps
-        self._values = variables.values
-        self._points = self._values if query is None else query
-        self._are_samples = query is None
-        self.count, self.size = self._points.shape
-        self.others = variables.samples - self._are_samples
+        self.values = variables.values
+        self.points = self.values if query is None else query
+        self.are_samples = query is None
+        self.count, self.size = self.points.shape
+        self.others = variables.samples - self.are_samples
         self.device = variables.device
         # One for all samples; one per query, which is part of its own deviation.
-        self._scale = torch.ones_like(self._points[: 1 if query is None else None])
+        self._scale = torch.ones_like(self.points[: 1 if query is None else None])
         self._scale = self._scale.double()
         if variables.marginals == "standard":
             self._fill_scale(query)
@@ -330,26 +318,29 @@ class _ScaledPoints(Centres):
         rows, _ = self._scale.shape
         width = max(1, _BUDGET // (max(1, rows) * (self.others + 1)))
         for columns in blocks(self.size, width):
-            values = self._values[:, columns].t().double()
+            values = self.values[:, columns].t().double()
             if query is not None:
                 own = query[:, columns].double()[:, :, None]
                 values = torch.cat([values.expand(rows, -1, -1), own], dim=-1)
             self._scale[:, columns] = standard_deviation(values)
 
-    def _scale_of(self, rows: slice, columns: slice) -> Tensor:
-        return self._scale[slice(None) if self._are_samples else rows, columns]
+    def scale_of(self, rows: slice, columns: slice) -> Tensor:
+        """What distances from points are divided by; one row for all samples."""
+        return self._scale[slice(None) if self.are_samples else rows, columns]
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
-        samples = self._values[:, columns].t().double()
-        points = self._points[rows, columns].double()[:, :, None]
+        """Distances of values from points, on their scale, float64."""
+        samples = self.values[:, columns].t().double()
+        points = self.points[rows, columns].double()[:, :, None]
         distances = (
-            (samples - points).abs_().div_(self._scale_of(rows, columns)[..., None])
+            (samples - points).abs_().div_(self.scale_of(rows, columns)[..., None])
         )
-        return _out_of_own_reach(distances, rows) if self._are_samples else distances
+        return _out_of_own_reach(distances, rows) if self.are_samples else distances
 
     def magnitudes(self, rows: slice, columns: slice) -> Tensor:
-        points = self._points[rows, columns].double()
-        return points.abs().div_(self._scale_of(rows, columns))
+        """Absolute values of points, on their scale, float64."""
+        points = self.points[rows, columns].double()
+        return points.abs().div_(self.scale_of(rows, columns))
 
 
 # ------------------------------------------------------------------------------ shared

@@ -17,19 +17,18 @@ import torch
 from torch import Tensor
 
 from captum_nif.estimators import fast, plain
-from captum_nif.estimators.marginals import (
-    Centres,
-    Marginals,
-    Variables,
-    prepare_variables,
-)
+from captum_nif.estimators.marginals import Centres, Marginals, Variables
 from captum_nif.estimators.protocol import Prepared, Progress
-from captum_nif.estimators.terms import Terms, fixed_point, to_nats
+from captum_nif.estimators.samples import (
+    Pair,
+    check_vector,
+    checked_query,
+    prepared,
+    prepared_pair,
+)
+from captum_nif.estimators.terms import Terms, added_up, fixed_point, put_together
 
 Formula = Literal["corrected", "paper"]
-
-_LARGEST = 1e300
-"""Values whose differences, and ranges, are sure to stay finite in float64."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,7 @@ class MixedKSG:
             >>> ksg.with_k(1).mi(x, x).shape
             torch.Size([2, 2])
         """
-        _check_values("x", x, self.scale)
-        return prepare_variables(x.detach(), self.scale)
+        return prepared("x", x, self.scale)
 
     def mi(
         self,
@@ -212,14 +210,10 @@ class MixedKSG:
         first, second = self._pair(x, y)
         self._check_neighbours(first.samples - 1)
         points = first.leave_one_out(), second.leave_one_out()
-        total = _zeros(first.size, second.size, like=points[0])
         engine = fast if fast.takes(*points, self.k) else plain
-        blocks = engine.sum_blocks(*points, self.k, self._terms(points[0]))
-        for columns, others, count, block in blocks:
-            total[columns, others] += block
-            if progress is not None:
-                progress(count * block.numel())
-        return to_nats(total) / first.samples
+        sums = engine.sum_blocks(*points, self.k, self._terms(points[0]))
+        total = added_up(sums, (first.size, second.size), first.device, progress)
+        return total / first.samples
 
     def pmi(
         self,
@@ -291,21 +285,15 @@ class MixedKSG:
             ValueError: See :meth:`pmi`; or if the vector has no components.
         """
         vectors, points = self._points(x, y, query)
-        if vectors.size == 0:
-            raise ValueError("x has no variables; a vector needs at least one.")
+        check_vector(vectors.size)
         return self._pmi(plain.Whole(vectors), points, progress)[:, 0]
 
     # ------------------------------------------------------------------------ inside
 
     def _pmi(self, x: Centres, y: Centres, progress: Progress | None) -> Tensor:
-        pmi = _zeros(x.count, x.size, y.size, like=x)
         engine = fast if fast.takes(x, y, self.k) else plain
-        blocks = engine.pmi_blocks(x, y, self.k, self._terms(x))
-        for rows, columns, others, block in blocks:
-            pmi[rows, columns, others] = block
-            if progress is not None:
-                progress(block.numel())
-        return to_nats(pmi)
+        values = engine.pmi_blocks(x, y, self.k, self._terms(x))
+        return put_together(values, (x.count, x.size, y.size), x.device, progress)
 
     def _terms(self, points: Centres) -> Terms:
         return _tabulated(self.formula, self.k, points.others).to(points.device)
@@ -321,51 +309,12 @@ class MixedKSG:
         if query is None:
             self._check_neighbours(first.samples - 1)
             return first.leave_one_out(), second.leave_one_out()
-        if not isinstance(query, tuple) or len(query) != 2:
-            raise TypeError(
-                "query must be a tuple of two tensors, the queries' values of x [S, a] "
-                f"and of y [S, b], not {_kind(query)}."
-            )
-        for name, values, samples in zip("xy", query, (first, second), strict=True):
-            _check_query(f"query's {name}", values, samples)
-        if len(query[0]) != len(query[1]):
-            raise ValueError(
-                f"query holds {len(query[0])} rows for x and {len(query[1])} for y; "
-                "give as many of both."
-            )
+        points = checked_query(query, (first, second))
         self._check_neighbours(first.samples)
-        return first.around(query[0].detach()), second.around(query[1].detach())
+        return first.around(points[0]), second.around(points[1])
 
-    def _pair(
-        self, x: Tensor | Prepared, y: Tensor | Prepared
-    ) -> tuple[Variables, Variables]:
-        first, second = self._prepared("x", x), self._prepared("y", y)
-        if first.samples != second.samples:
-            raise ValueError(
-                f"x has {first.samples} samples and y has {second.samples}; they must "
-                "be the same samples of different variables."
-            )
-        if first.device != second.device:
-            raise ValueError(
-                f"x is on {first.device} and y on {second.device}; move one of them."
-            )
-        return first, second
-
-    def _prepared(self, name: str, x: Tensor | Prepared) -> Variables:
-        if isinstance(x, Tensor):
-            _check_values(name, x, self.scale)
-            return prepare_variables(x.detach(), self.scale)
-        if not isinstance(x, Variables):
-            raise TypeError(
-                f"{name} must be a tensor or come from MixedKSG.prepare, "
-                f"not {_kind(x)}."
-            )
-        if x.marginals != self.scale:
-            raise ValueError(
-                f"{name} was prepared for {x.marginals!r} marginals, but this "
-                f"estimator uses {self.scale!r} ones; prepare it with this estimator."
-            )
-        return x
+    def _pair(self, x: Tensor | Prepared, y: Tensor | Prepared) -> Pair:
+        return prepared_pair(x, y, self.scale, type(self).__name__)
 
     def _check_neighbours(self, others: int) -> None:
         if others < self.k:
@@ -400,57 +349,3 @@ def _tabulated(formula: Formula, k: int, others: int) -> Terms:
         fixed_point(torch.stack(joint)) + fixed_point(constant),
         fixed_point(torch.stack(margin)),
     )
-
-
-def _zeros(*shape: int, like: Centres) -> Tensor:
-    return torch.zeros(shape, dtype=torch.int64, device=like.device)
-
-
-def _kind(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _check_values(name: str, x: Tensor, scale: Marginals) -> None:
-    """Refuse what is not a matrix of finite floats."""
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{name} must be a tensor [samples, variables], not {_kind(x)}."
-        )
-    if x.layout != torch.strided or not x.is_floating_point():
-        raise TypeError(
-            f"{name} must be a dense tensor of floating point, not {x.dtype} "
-            f"({x.layout}); convert it, for example with .float()."
-        )
-    if x.dim() != 2:
-        raise ValueError(
-            f"{name} must be [samples, variables], but has shape {list(x.shape)}; use "
-            ".unsqueeze(1) for one variable, .flatten(1) for a batch of images."
-        )
-    if not x.isfinite().all():
-        rows = (~x.isfinite().all(dim=1)).nonzero().flatten()
-        raise ValueError(
-            f"{name} holds NaN or infinity in {len(rows)} of {len(x)} rows, first in "
-            f"row {int(rows[0])}; remove or repair them."
-        )
-    if scale != "normal" and x.numel() and x.abs().max() > _LARGEST:
-        raise ValueError(
-            f"{name} holds values beyond {_LARGEST:g}, whose differences overflow; "
-            'rescale it or use marginals="normal".'
-        )
-
-
-def _check_query(name: str, query: Tensor, samples: Variables) -> None:
-    """Refuse queries that the samples were not prepared for."""
-    if isinstance(query, Tensor) and query.is_floating_point():
-        query = query.to(samples.dtype)
-    _check_values(name, query, samples.marginals)
-    if query.shape[1] != samples.size:
-        raise ValueError(
-            f"{name} has {query.shape[1]} variables and the samples have "
-            f"{samples.size}; they must be the same variables."
-        )
-    if query.device != samples.device:
-        raise ValueError(
-            f"{name} is on {query.device} and the samples on {samples.device}; move "
-            "one of them."
-        )

@@ -14,10 +14,13 @@ A formula is a table of terms in these; see :class:`Terms`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from captum_nif.estimators.protocol import Progress
 
 FIXED_POINT = 1 << 40
 """One nat in the integer units of terms. Sums of integers are exact, so a mean does not
@@ -54,4 +57,34 @@ def fixed_point(nats: Tensor) -> Tensor:
 
 def to_nats(terms: Tensor) -> Tensor:
     """Sums of terms in nats, float64."""
-    return terms.double() / FIXED_POINT
+    return terms.double().div_(FIXED_POINT)
+
+
+def added_up(
+    sums: Iterable[Sums],
+    shape: tuple[int, int],
+    device: torch.device,
+    progress: Progress | None,
+) -> Tensor:
+    """Sums of PMI over points, in nats, [a, b], from an engine's blocks."""
+    total = torch.zeros(shape, dtype=torch.int64, device=device)
+    for columns, others, count, block in sums:
+        total[columns, others] += block
+        if progress is not None:
+            progress(count * block.numel())
+    return to_nats(total)
+
+
+def put_together(
+    values: Iterable[Values],
+    shape: tuple[int, int, int],
+    device: torch.device,
+    progress: Progress | None,
+) -> Tensor:
+    """PMI of points in nats, [N, a, b], from an engine's blocks."""
+    pmi = torch.zeros(shape, dtype=torch.int64, device=device)
+    for rows, columns, others, block in values:
+        pmi[rows, columns, others] = block
+        if progress is not None:
+            progress(block.numel())
+    return to_nats(pmi)

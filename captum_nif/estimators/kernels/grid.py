@@ -102,29 +102,3 @@ def within(
     high, high_too = entries_up_to(scores, before, origin, shift, centre + rho)
     inside = cumulative[high] - cumulative[low_too]
     return cumulative[low], cumulative[high_too], inside
-
-
-@kernel
-def entries_around_query(
-    scores: IntArray, before: Ranks, origin: Int, shift: Int, rank: Int, rho: Int
-) -> tuple[Int, Int, Int, Int]:
-    """Where a query's neighbours begin and end in a variable's cumulative counts.
-
-    The grid is that of N + 1 samples; cumulative counts are those of the N samples by
-    themselves. Their doubled ranks among themselves are the same as on the grid below
-    the query, one less than its own where they equal it, and two less above it.
-
-    Returns:
-
-        Entries below and up to the end of the closed interval, and of the open one.
-    """
-    centre = np.int64(scores[rank])
-    low, low_too = entries_up_to(scores, before, origin, shift, centre - rho)
-    high, high_too = entries_up_to(scores, before, origin, shift, centre + rho)
-    below, equal, two = np.uintp(rank - 2), np.uintp(rank - 1), np.uintp(2)
-    return (
-        min(low, below),
-        max(high_too - two, equal),
-        min(low_too, below),
-        max(high - two, equal),
-    )

@@ -12,18 +12,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from captum_nif._compile import Int, kernel
 from captum_nif.estimators.kernels import lanes
+from captum_nif.estimators.kernels.around import around_query, term_at
 from captum_nif.estimators.kernels.grid import (
     Grid,
     IntArray,
     LongArray,
     Ranks,
     cumulated,
-    entries_around_query,
 )
+from captum_nif.estimators.kernels.lanes import Lanes
 from captum_nif.estimators.kernels.scan import NOWHERE
+
+Bools = NDArray[np.bool_]
 
 STEPS = 4
 """Visits on each side between two looks at whether they may end."""
@@ -86,6 +90,9 @@ def approach(ranks: Ranks, queries: IntArray, grid: Grid) -> Approach:
 @kernel
 def pointwise(
     ranks: Ranks,
+    untied: Bools,
+    start: Int,
+    stop: Int,
     queries: IntArray,
     way: Approach,
     k: Int,
@@ -94,93 +101,106 @@ def pointwise(
     joint: LongArray,
     margin: LongArray,
 ) -> LongArray:
-    """PMI of queries for all pairs of variables, [queries, x, y].
+    """PMI of queries for variables start, ..., stop - 1 of x, [queries, x, y].
 
     Args:
 
-        ranks: Twice the mean rank of all samples, [x, N].
-        queries: Twice that of queries, as sample N + 1, [queries, x].
+        ranks: Twice the mean rank of all samples, [N, x].
+        untied: Whether all samples of a variable differ, [x].
+        start: First variable,
+        stop: and the one after the last.
+        queries: Twice the ranks of queries, as sample N + 1, [queries, x].
         way: The same along y, from :func:`approach`.
         k: Number of neighbours.
         capacity: Any tuple longer than k.
         grid: Of N + 1.
-        joint: The terms of the formula for the plane,
+        joint: The terms of the formula for the plane, row after row,
         margin: and those for an axis.
     """
-    size, samples = ranks.shape
-    scores = grid.scores
-    cumulative = cumulated(ranks, grid)
-    pmi = np.empty((len(queries), size, len(way.order)), np.int64)
-    # Ranks of samples, and scores of those below and above a query, row by row.
-    rows = samples * lanes.WIDTH
-    own, lower, upper = np.zeros((3, rows), np.int32)
-    distance = np.zeros(rows, np.int32)
-    rank_of_query = np.zeros(lanes.WIDTH, np.int32)
-    score_of_query = np.zeros(lanes.WIDTH, np.int32)
-    for start in range(0, size, lanes.WIDTH):
-        end = min(start + lanes.WIDTH, size)
-        for v in range(start, end):
-            for i in range(samples):
-                rank = np.uintp(ranks[v, i])
-                at = np.uintp(i * lanes.WIDTH + v - start)
-                own[at] = rank
-                lower[at] = scores[rank]
-                upper[at] = scores[rank + np.uintp(2)]
+    samples = len(ranks)
+    pmi = np.empty((len(queries), stop - start, len(way.order)), np.int64)
+    own = np.zeros(samples * lanes.WIDTH, ranks.dtype)
+    cumulative = np.empty((2 * samples + 2) * lanes.WIDTH, grid.before.dtype)
+    distance = np.empty(samples * lanes.WIDTH, np.int32)
+    query = np.full(lanes.WIDTH, 2, np.int32)
+    for first in range(start, stop, lanes.WIDTH):
+        end = min(first + lanes.WIDTH, stop)
+        _take(ranks, first, end, own)
+        _cumulate(own, untied[first:end], cumulative)
         for q in range(len(queries)):
-            for v in range(start, end):
-                rank_of_query[v - start] = queries[q, v]
-                score_of_query[v - start] = scores[queries[q, v]]
-            _measure(own, lower, upper, rank_of_query, score_of_query, distance)
+            for v in range(first, end):
+                query[v - first] = queries[q, v]
+            rank = lanes.load(query, 0)
+            _measure(own, rank, grid.scores, distance)
             _explain(
                 distance,
-                rank_of_query,
-                cumulative[start:end],
-                way.cumulative,
-                way.ranks[q],
-                way.order,
-                way.distance[q],
-                way.start[q],
+                cumulative,
+                rank,
+                way,
+                q,
                 k,
                 capacity,
                 grid,
                 joint,
                 margin,
-                pmi[q, start:end],
+                pmi[q, first - start : end - start],
             )
     return pmi
 
 
 @kernel
-def _measure(
-    own: IntArray,
-    lower: IntArray,
-    upper: IntArray,
-    rank: IntArray,
-    score: IntArray,
-    distance: IntArray,
-) -> None:
-    """Distances from a query to all samples along sixteen variables."""
-    query, at = lanes.load(score, 0), lanes.load(rank, 0)
-    equal = lanes.subtract(at, lanes.splat(np.int32(1)))
-    zero = lanes.splat(np.int32(0))
+def _take(ranks: Ranks, start: Int, stop: Int, own: Ranks) -> None:
+    """Copy the ranks of up to sixteen variables, one sample after the other."""
+    size = ranks.shape[1]
+    everything = ranks.reshape(-1)
+    for i in range(len(ranks)):
+        if stop - start == lanes.WIDTH:
+            row = lanes.load(everything, i * size + start)
+            lanes.store(own, i * lanes.WIDTH, row)
+        else:
+            for v in range(start, stop):
+                own[i * lanes.WIDTH + v - start] = ranks[i, v]
+
+
+@kernel
+def _cumulate(own: Ranks, untied: Bools, cumulative: Ranks) -> None:
+    """Number of samples up to each doubled rank, for up to sixteen variables."""
+    if np.all(untied):
+        for h in range(len(cumulative) // lanes.WIDTH):
+            lanes.store(cumulative, h * lanes.WIDTH, lanes.splat(np.int32(h // 2)))
+        return
+    cumulative[:] = 0
     for i in range(0, len(own), lanes.WIDTH):
-        below = lanes.subtract(query, lanes.load(lower, i))
-        above = lanes.subtract(lanes.load(upper, i), query)
-        further = lanes.maximum(below, above)
-        d = lanes.choose_equal(lanes.load(own, i), equal, zero, further)
-        lanes.store(distance, i, d)
+        for v in range(lanes.WIDTH):
+            cumulative[np.uintp(own[i + v]) * lanes.WIDTH + np.uintp(v)] += 1
+    total = lanes.splat(np.int32(0))
+    for i in range(0, len(cumulative), lanes.WIDTH):
+        total = lanes.add(total, lanes.load(cumulative, i))
+        lanes.store(cumulative, i, total)
+
+
+@kernel
+def _measure(own: Ranks, query: Lanes, scores: IntArray, distance: IntArray) -> None:
+    """Distances from a query to all samples along sixteen variables.
+
+    Among N + 1 samples, ranks above the query's are two more than they were among N,
+    and those of equal values, one less than the query's until now, are one more.
+    """
+    equal = lanes.subtract(query, lanes.splat(np.int32(1)))
+    centre = lanes.gather(scores, query)
+    for i in range(0, len(own), lanes.WIDTH):
+        before = lanes.load(own, i)
+        rank = lanes.tally(lanes.tally(before, equal, before), query, before)
+        lanes.store(distance, i, lanes.distance(lanes.gather(scores, rank), centre))
 
 
 @kernel
 def _explain(
     distance: IntArray,
-    ranks_x: IntArray,
-    cumulative_x: Ranks,
-    cumulative_y: Ranks,
-    ranks_y: IntArray,
-    order: IntArray,
-    distance_y: IntArray,
-    start: IntArray,
+    cumulative: Ranks,
+    rank: Lanes,
+    way: Approach,
+    q: Int,
     k: Int,
     capacity: tuple[int, ...],
     grid: Grid,
@@ -188,17 +208,16 @@ def _explain(
     margin: LongArray,
     pmi: LongArray,
 ) -> None:
-    """PMI of one query for sixteen variables of x and all of y."""
+    """PMI of query q for sixteen variables of x and all of y."""
     scores, before, origin, shift = grid.scores, grid.before, grid.origin, grid.shift
     nowhere = lanes.smallest(capacity, len(capacity) - k - 1, NOWHERE)
-    rhos = np.empty(lanes.WIDTH, np.int32)
-    beyond = np.empty(lanes.WIDTH, np.int32)
-    counts = np.empty(lanes.WIDTH, np.int32)
-    width = len(cumulative_x)
-    for j in range(len(ranks_y)):
-        samples, along_y = order[j], distance_y[j]
+    zero, terms = lanes.splat(np.int32(0)), len(margin) // 2
+    by_lane, k_samples = lanes.splat(np.int32(4)), lanes.splat(np.int32(k))
+    term, term_x, term_y = np.empty((3, lanes.WIDTH), np.int32)
+    for j in range(len(way.order)):
+        samples, along_y = way.order[j], way.distance[q, j]
         nearest = nowhere
-        up, down = start[j], start[j] - 1
+        up, down = way.start[q, j], way.start[q, j] - 1
         while True:
             for _ in range(STEPS):
                 row = lanes.load(distance, samples[up] * lanes.WIDTH)
@@ -216,35 +235,43 @@ def _explain(
             next_one = min(along_y[up], along_y[down])
             if lanes.mask_at_most(lanes.splat(next_one), nearest[-2]) == 0:
                 break
-        rho = nearest[-2]
-        lanes.store(rhos, 0, rho)
-        lanes.store(beyond, 0, nearest[-1])
+        rho, count = nearest[-2], k_samples
         if lanes.mask_at_most(nearest[-1], rho) != 0:
             # More samples than k may be that near: count those visited.
-            count = lanes.splat(np.int32(0))
+            count = zero
             for p in range(down + 1, up):
                 row = lanes.load(distance, samples[p] * lanes.WIDTH)
                 d = lanes.maximum(row, lanes.splat(along_y[p]))
                 count = lanes.tally(count, d, rho)
-            lanes.store(counts, 0, count)
-        rank_y = ranks_y[j]
-        for v in range(width):
-            r = np.int64(rhos[v])
-            c_joint = np.uintp(counts[v] if beyond[v] == rhos[v] else k)
-            low, high, low_in, high_in = entries_around_query(
-                scores, before, origin, shift, ranks_x[v], r
-            )
-            c_x = cumulative_x[v, high] - cumulative_x[v, low]
-            s_x = cumulative_x[v, high_in] - cumulative_x[v, low_in]
-            low, high, low_in, high_in = entries_around_query(
-                scores, before, origin, shift, rank_y, r
-            )
-            c_y = cumulative_y[j, high] - cumulative_y[j, low]
-            s_y = cumulative_y[j, high_in] - cumulative_y[j, low_in]
-            edge_x = np.uintp((c_x > s_x) & (r > 0))
-            edge_y = np.uintp((c_y > s_y) & (r > 0))
+        closed_x, inside_x = around_query(
+            scores,
+            before,
+            origin,
+            shift,
+            cumulative,
+            by_lane,
+            lanes.numbered(),
+            rank,
+            rho,
+        )
+        closed_y, inside_y = around_query(
+            scores,
+            before,
+            origin,
+            shift,
+            way.cumulative[j],
+            zero,
+            zero,
+            lanes.splat(way.ranks[q, j]),
+            rho,
+        )
+        coinciding = lanes.add(count, lanes.splat(np.int32(terms)))
+        lanes.store(term, 0, lanes.choose_at_most(rho, zero, coinciding, count))
+        lanes.store(term_x, 0, term_at(closed_x, inside_x, rho, terms))
+        lanes.store(term_y, 0, term_at(closed_y, inside_y, rho, terms))
+        for v in range(len(pmi)):
             pmi[v, j] = (
-                joint[np.uintp(r == 0), c_joint]
-                - margin[edge_x, np.uintp(c_x)]
-                - margin[edge_y, np.uintp(c_y)]
+                joint[np.uintp(term[v])]
+                - margin[np.uintp(term_x[v])]
+                - margin[np.uintp(term_y[v])]
             )

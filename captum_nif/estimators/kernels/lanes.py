@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
@@ -18,6 +18,7 @@ from numba.extending import intrinsic, models, register_model
 WIDTH = 16
 
 _I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_I32, WIDTH)
 
 
@@ -26,6 +27,9 @@ class LanesType(types.Type):
 
 
 lanes_type: Any = LanesType("int32x16")
+
+Lanes: TypeAlias = Any
+"""Sixteen lanes, in annotations of kernels."""
 
 
 def _operation(typed: Callable[..., Any]) -> Any:
@@ -54,32 +58,78 @@ def _maximum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.icmp_signed(">", a, b), a, b)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
+def _pointer(
+    context: Any, builder: Any, array_type: Any, array: Any, at: Any
+) -> tuple[Any, Any]:
+    """The type of an array's elements, and where one of them is."""
     struct = context.make_array(array_type)(context, builder, array)
-    return builder.bitcast(builder.gep(struct.data, [at]), _VECTOR.as_pointer())
+    return ir.IntType(array_type.dtype.bitwidth), builder.gep(struct.data, [at])
 
 
 @_operation
 def load(typing: Any, array: Any, at: Any) -> Any:
-    """Lanes ``array[at : at + 16]`` of a contiguous int32 array, unchecked."""
+    """Lanes ``array[at : at + 16]`` of a contiguous int16 or int32 array, unchecked."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], *args)
-        return builder.load(pointer, align=4)
+        element, pointer = _pointer(context, builder, signature.args[0], *args)
+        vector = ir.VectorType(element, WIDTH)
+        start = builder.bitcast(pointer, vector.as_pointer())
+        loaded = builder.load(start, align=element.width // 8)
+        return builder.sext(loaded, _VECTOR) if element.width < 32 else loaded
 
     return lanes_type(array, types.intp), codegen
 
 
 @_operation
 def store(typing: Any, array: Any, at: Any, lanes: Any) -> Any:
-    """Set ``array[at : at + 16]`` of a contiguous int32 array, unchecked."""
+    """Set ``array[at : at + 16]`` of a contiguous int16 or int32 array, unchecked."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        builder.store(args[2], pointer, align=4)
+        element, pointer = _pointer(
+            context, builder, signature.args[0], args[0], args[1]
+        )
+        vector = ir.VectorType(element, WIDTH)
+        lanes = builder.trunc(args[2], vector) if element.width < 32 else args[2]
+        start = builder.bitcast(pointer, vector.as_pointer())
+        builder.store(lanes, start, align=element.width // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes_type), codegen
+
+
+@_operation
+def gather(typing: Any, array: Any, at: Any) -> Any:
+    """Lanes ``array[at]`` of a contiguous int16 or int32 array, unchecked."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        gathered = ir.Constant(_VECTOR, ir.Undefined)
+        pairs = builder.bitcast(args[1], ir.VectorType(_I64, WIDTH // 2))
+        for i in range(WIDTH):
+            pair = builder.extract_element(pairs, ir.Constant(_I32, i // 2))
+            if i % 2 == 0:
+                index = builder.and_(pair, ir.Constant(_I64, 0xFFFFFFFF))
+            else:
+                index = builder.lshr(pair, ir.Constant(_I64, 32))
+            element, pointer = _pointer(
+                context, builder, signature.args[0], args[0], index
+            )
+            value = builder.load(pointer)
+            if element.width < 32:
+                value = builder.sext(value, _I32)
+            gathered = builder.insert_element(gathered, value, ir.Constant(_I32, i))
+        return gathered
+
+    return lanes_type(array, lanes_type), codegen
+
+
+@_operation
+def numbered(typing: Any) -> Any:
+    """The lanes' numbers, 0 to 15."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(_VECTOR, list(range(WIDTH)))
+
+    return lanes_type(), codegen
 
 
 @_operation
@@ -110,7 +160,10 @@ def _distance(builder: Any, a: Any, b: Any) -> Any:
 
 minimum = _binary(_minimum, "The smaller value, lane by lane.")
 maximum = _binary(_maximum, "The larger value, lane by lane.")
+add = _binary(lambda builder, a, b: builder.add(a, b), "a + b, lane by lane.")
 subtract = _binary(lambda builder, a, b: builder.sub(a, b), "a - b, lane by lane.")
+shift_right = _binary(lambda builder, a, b: builder.ashr(a, b), "a >> b, by lanes.")
+shift_left = _binary(lambda builder, a, b: builder.shl(a, b), "a << b, by lanes.")
 distance = _binary(_distance, "The absolute difference, lane by lane.")
 
 
@@ -126,12 +179,12 @@ def mask_at_most(typing: Any, a: Any, b: Any) -> Any:
 
 
 @_operation
-def choose_equal(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
-    """``then`` in lanes where a equals b, else ``otherwise``."""
+def choose_at_most(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
+    """``then`` in lanes where a is at most b, else ``otherwise``."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        same = builder.icmp_signed("==", args[0], args[1])
-        return builder.select(same, args[2], args[3])
+        fits = builder.icmp_signed("<=", args[0], args[1])
+        return builder.select(fits, args[2], args[3])
 
     return lanes_type(lanes_type, lanes_type, lanes_type, lanes_type), codegen
 

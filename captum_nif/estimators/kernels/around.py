@@ -1,0 +1,91 @@
+"""How many samples lie around queries along an axis, for sixteen lanes at a time.
+
+See :mod:`~.grid` for the look-up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from captum_nif._compile import Int, kernel
+from captum_nif.estimators.kernels import lanes
+from captum_nif.estimators.kernels.grid import IntArray, Ranks
+from captum_nif.estimators.kernels.lanes import Lanes
+
+
+@kernel
+def entries_up_to(
+    scores: IntArray, before: Ranks, origin: Int, shift: Int, score: Lanes
+) -> tuple[Lanes, Lanes]:
+    """Largest entries of the grid that are below, and at most, each lane's score."""
+    first = lanes.splat(np.int32(origin))
+    end = lanes.splat(np.int32(scores[len(scores) - 2] + 1))
+    score = lanes.minimum(lanes.maximum(score, first), end)
+    one, bits = lanes.splat(np.int32(1)), lanes.splat(np.int32(shift))
+    bucket = lanes.shift_right(lanes.subtract(score, first), bits)
+    entry = lanes.gather(before, bucket)
+    following = lanes.gather(scores, lanes.add(entry, one))
+    below = lanes.tally(entry, following, lanes.subtract(score, one))
+    return below, lanes.tally(entry, following, score)
+
+
+@kernel
+def around_query(
+    scores: IntArray,
+    before: Ranks,
+    origin: Int,
+    shift: Int,
+    cumulative: Ranks,
+    spread: Lanes,
+    offset: Lanes,
+    rank: Lanes,
+    rho: Lanes,
+) -> tuple[Lanes, Lanes]:
+    """Samples within rho of each lane's query along one axis.
+
+    The grid is that of N + 1 samples, on which ``rank`` is twice that of the query;
+    ``cumulative`` counts the N samples by themselves, up to their doubled rank h at
+    ``(h << spread) + offset``. These ranks are the same as on the grid below the query,
+    one less than its own where they equal it, and two less above it.
+
+    Returns:
+
+        How many samples lie in the closed interval, and strictly inside.
+    """
+    one, two = lanes.splat(np.int32(1)), lanes.splat(np.int32(2))
+    below, upto = lanes.subtract(rank, two), lanes.subtract(rank, one)
+    centre = lanes.gather(scores, rank)
+    low, low_too = entries_up_to(
+        scores, before, origin, shift, lanes.subtract(centre, rho)
+    )
+    high, high_too = entries_up_to(
+        scores, before, origin, shift, lanes.add(centre, rho)
+    )
+    low, low_too = lanes.minimum(low, below), lanes.minimum(low_too, below)
+    high = lanes.maximum(lanes.subtract(high, two), upto)
+    high_too = lanes.maximum(lanes.subtract(high_too, two), upto)
+    closed = lanes.subtract(
+        _spread(cumulative, high_too, spread, offset),
+        _spread(cumulative, low, spread, offset),
+    )
+    inside = lanes.subtract(
+        _spread(cumulative, high, spread, offset),
+        _spread(cumulative, low_too, spread, offset),
+    )
+    return closed, inside
+
+
+@kernel
+def _spread(array: Ranks, at: Lanes, spread: Lanes, offset: Lanes) -> Lanes:
+    return lanes.gather(array, lanes.add(lanes.shift_left(at, spread), offset))
+
+
+@kernel
+def term_at(closed: Lanes, inside: Lanes, rho: Lanes, terms: Int) -> Lanes:
+    """Which of an axis's 2 x ``terms`` terms counts, the samples themselves left out.
+
+    The second row is for those with a sample at just the distance rho > 0.
+    """
+    zero, row = lanes.splat(np.int32(0)), lanes.splat(np.int32(terms))
+    edge = lanes.choose_at_most(closed, inside, closed, lanes.add(closed, row))
+    return lanes.choose_at_most(rho, zero, closed, edge)

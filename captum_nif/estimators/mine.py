@@ -1,0 +1,412 @@
+r"""
+MINE: mutual information by neural networks that learn what independence lacks.
+
+After Belghazi, Baratin, Rajeswar, Ozair, Bengio, Courville and Hjelm (*Mutual
+information neural estimation*, ICML 2018), for many pairs of variables at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from captum_nif.estimators.blocks import blocks
+from captum_nif.estimators.critics import Trained, Training
+from captum_nif.estimators.marginals import (
+    SCORE_BITS,
+    RankedVariables,
+    Variables,
+    normal_scores,
+)
+from captum_nif.estimators.protocol import Prepared, Progress
+from captum_nif.estimators.samples import (
+    check_vector,
+    checked_query,
+    prepared,
+    prepared_pair,
+)
+
+_MARGINALS: Literal["normal"] = "normal"
+
+_MIN_SAMPLES = 4
+"""Two in either half: the fewest that can be shuffled."""
+
+_BUDGET = {"cpu": 1 << 19}
+_LARGE_BUDGET = 1 << 25
+"""Units of a layer in one step of training, where a matrix product is efficient."""
+
+_KEPT = 1 << 28
+"""Numbers kept in the trained networks of two sets of variables (1 GiB)."""
+
+_TRAINED: WeakKeyDictionary[
+    Variables, WeakKeyDictionary[Variables, dict[tuple[MINE, bool, int], Trained]]
+] = WeakKeyDictionary()
+"""Networks live as long as the prepared samples that they were trained on."""
+
+
+@dataclass(frozen=True)
+class MINE:
+    r"""
+    Estimator of pointwise mutual information (PMI) by small neural networks.
+
+    A network T of two hidden layers is trained to score samples (x, y) high and
+    shuffled pairs, x of one sample and y of another, low:
+
+    .. math::
+
+        \max_T \; \mathrm{E}_{p(x, y)}[T] - \log \mathrm{E}_{p(x)\,p(y)}[e^T],
+        \qquad
+        \mathrm{PMI}_i = T(x_i, y_i) - \log \mathrm{E}_{p(x)\,p(y)}[e^T]
+
+    on normal scores, by Adam, with the gradient corrected by a moving average of
+    :math:`\mathrm{E}[e^T]` (Belghazi et al., ICML 2018). Each pair of variables has two
+    networks, each trained on half of the samples and stopped where it does best on the
+    other half; PMI is the mean of the two. Of a sample, one network errs high, which
+    has seen it, and one low, which has not; to first order they cancel. (At N = 100 a
+    single network finds 0.2 nats in independent pairs on the samples that it has seen.)
+
+    **Bias.** Independent pairs come out at 0.007, 0.002 and 0.0003 nats on average at
+    N = 100, 500 and 2000, with standard deviations of 0.013, 0.003 and 0.0006. Smooth
+    dependence is found, but what bends often or sharply takes more ``steps``. Neither
+    network has seen a query, so that the PMI of queries, on average, is lower than the
+    mutual information: by 0.03 nats at N = 500 and a correlation of 0.6. The PMI of
+    samples among the others is thus *not* what :meth:`pmi` would return for them as
+    queries against the others. Either is smooth in the sample: at N = 1000 and a
+    correlation of 0.6 it has a correlation of 0.97 with the true PMI.
+
+    **Time.** Training takes some 50 ms per pair of variables, a thousand times what
+    :class:`~captum_nif.estimators.MixedKSG` takes, and 0.2 s for a pair alone. It is
+    done once for x and y that come from :meth:`prepare`; what later calls need, about
+    10 kB per pair, is kept as long as x and y are, up to 1 GiB.
+
+    Constant variables have a PMI of exactly 0. Increasing maps of a variable change
+    nothing. All pairs start from the same weights, and see the same batches and
+    shuffles, which come from ``seed`` alone; global random states stay untouched. So a
+    pair alone has the same PMI as among many, as far as the processor's matrix products
+    are the same for few and many; where they differ in rounding, training can make
+    tenths of a nat of it in single samples, though hardly anything in their mean.
+
+    Args:
+
+        hidden (int, optional): Units in each hidden layer. Default: 32
+        steps (int, optional): Steps of training. Default: 300
+        batch (int, optional): Samples in each step, and as many shuffled pairs.
+            Default: 128
+        learning_rate (float, optional): Highest learning rate; it rises and falls once.
+            Default: 0.03
+        seed (int, optional): Of first weights, batches and shuffles.
+            Default: 0
+
+    Raises:
+
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is not positive (``seed``: negative, or too large).
+
+    Examples::
+
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(500, 1, generator=generator)
+        >>> y = torch.cat([x.relu(), torch.ones(500, 1)], dim=1)
+        >>> mine = MINE(steps=50)
+        >>> x, y = mine.prepare(x), mine.prepare(y)
+        >>> mine.mi(x, y).shape  # trains
+        torch.Size([1, 2])
+        >>> mine.mi(x, y)[0, 1].item()  # a constant tells nothing
+        0.0
+        >>> mine.pmi(x, y, query=(torch.zeros(3, 1), torch.zeros(3, 2))).shape
+        torch.Size([3, 1, 2])
+    """
+
+    hidden: int = 32
+    steps: int = 300
+    batch: int = 128
+    learning_rate: float = 0.03
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "steps", "batch", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, but is {value!r}.")
+            if value < 1 and name != "seed":
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed must be in [0, 2^64), not {self.seed}.")
+        if not isinstance(self.learning_rate, int | float):
+            raise TypeError(
+                f"learning_rate must be a number, but is {self.learning_rate!r}."
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"learning_rate must be positive and finite, not {self.learning_rate}."
+            )
+
+    @property
+    def min_samples(self) -> int:
+        """Four: each half needs two samples to shuffle. Sensible are some hundred."""
+        return _MIN_SAMPLES
+
+    def prepare(self, x: Tensor) -> Variables:
+        r"""
+        Rank samples once, and keep what will be trained on them.
+
+        Args:
+
+            x (Tensor): N samples of n variables, [N, n], of floating point. Half
+                precision is widened. Values that are equal tie: -0.0 equals 0.0.
+
+        Returns:
+
+            **Variables**: opaque; to be passed in place of x or y. Networks are trained
+            by the first call with any two of them.
+
+        Raises:
+
+            TypeError: If x is not a dense tensor of floating point.
+            ValueError: If x is not [N, n], or holds NaN or infinity.
+
+        Examples::
+
+            >>> x = MINE().prepare(torch.arange(12.0).view(6, 2))
+            >>> MINE(steps=10).mi(x, x).shape
+            torch.Size([2, 2])
+        """
+        return prepared("x", x, _MARGINALS)
+
+    def mi(
+        self,
+        x: Tensor | Prepared,
+        y: Tensor | Prepared,
+        *,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        r"""
+        Mutual information of every pair of variables, in nats.
+
+        It is the mean over samples of :meth:`pmi`, and is not clipped at 0.
+
+        Args:
+
+            x (Tensor or Variables): N samples of a variables, [N, a].
+            y (Tensor or Variables): The same N samples of b variables, [N, b].
+            progress (callable, optional): Called after every block of work with the
+                number of single-sample values that it took; N a b in all. Fits
+                ``tqdm.update``. Default: None
+
+        Returns:
+
+            **Tensor** of shape [a, b], float64.
+
+        Raises:
+
+            TypeError: See :meth:`prepare`; or if either was prepared by another kind of
+                estimator.
+            ValueError: See :meth:`prepare`; or if x and y differ in samples or device,
+                or have fewer than 4 samples.
+        """
+        first, second = _axes(x, y)
+        mi = _zeros(first.size, second.size, like=first)
+        for i, j, pmi in self._blocks(first, second, progress):
+            mi[i, j] = pmi.mean(1)
+        return mi
+
+    def pmi(
+        self,
+        x: Tensor | Prepared,
+        y: Tensor | Prepared,
+        query: tuple[Tensor, Tensor] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        r"""
+        Pointwise mutual information of every sample or query for every pair, in nats.
+
+        Without ``query``, samples are scored by one network that has seen them and by
+        one that has not. Queries are ranked as sample N + 1 together with the N
+        samples, and scored by both networks, which have not seen them.
+
+        Args:
+
+            x (Tensor or Variables): N samples of a variables, [N, a].
+            y (Tensor or Variables): The same N samples of b variables, [N, b].
+            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]). They are
+                converted to the dtype of the samples. Default: None
+            progress (callable, optional): See :meth:`mi`. Default: None
+
+        Returns:
+
+            **Tensor** of shape [N, a, b], or [S, a, b] with queries, float64.
+
+        Raises:
+
+            TypeError: See :meth:`mi`; or if ``query`` is not a pair of dense tensors of
+                floating point.
+            ValueError: See :meth:`mi`; or if queries do not match the samples in shape
+                or device, or hold NaN or infinity.
+        """
+        first, second = _axes(x, y, query)
+        values = _zeros(first.count, first.size, second.size, like=first)
+        for i, j, pmi in self._blocks(first, second, progress):
+            values[:, i, j] = pmi.t()
+        return values
+
+    def joint(
+        self,
+        x: Tensor | Prepared,
+        y: Tensor | Prepared,
+        query: tuple[Tensor, Tensor] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        r"""
+        PMI of the whole vector x with each variable of y, in nats.
+
+        The networks take the normal scores of all components beside that of y. The more
+        components and the fewer samples there are, the earlier they stop and the lower
+        is what they find: with some hundred samples, a few components are enough.
+
+        Args:
+
+            x (Tensor or Variables): N samples of a vector of a >= 1 components, [N, a].
+            y (Tensor or Variables): The same N samples of b variables, [N, b].
+            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]); see
+                :meth:`pmi`. Default: None
+            progress (callable, optional): See :meth:`mi`; the vector counts as one
+                variable. Default: None
+
+        Returns:
+
+            **Tensor** of shape [N, b], or [S, b] with queries, float64.
+
+        Raises:
+
+            TypeError: See :meth:`pmi`.
+            ValueError: See :meth:`pmi`; or if the vector has no components.
+        """
+        first, second = _axes(x, y, query, whole=True)
+        check_vector(first.components)
+        values = _zeros(first.count, second.size, like=first)
+        for _, j, pmi in self._blocks(first, second, progress):
+            values[:, j] = pmi.t()
+        return values
+
+    # ------------------------------------------------------------------------ inside
+
+    def _blocks(
+        self, x: _Axis, y: _Axis, progress: Progress | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """P variables of x, P of y, and the PMI of all points for these pairs, [P, B].
+
+        Pairs that hold a constant are left out.
+        """
+        if x.count == 0:
+            return
+        varying = x.varying(), y.varying()
+        pairs = len(varying[0]) * len(varying[1])
+        if progress is not None and pairs < x.size * y.size:
+            progress(x.count * (x.size * y.size - pairs))
+        budget = _BUDGET.get(x.device.type, _LARGE_BUDGET)
+        unit = 4 * self.batch * max(self.hidden, x.components + 2)
+        for block in blocks(pairs, max(1, budget // unit)):
+            pair = torch.arange(block.start, block.stop, device=x.device)
+            i = varying[0][pair.div(len(varying[1]), rounding_mode="floor")]
+            j = varying[1][pair % len(varying[1])]
+            trained = self._trained(x, y, i, j, block.start, pairs)
+            pmi = trained.pmi(x.points(i), y.points(j))
+            yield i, j, pmi
+            if progress is not None:
+                progress(pmi.numel())
+
+    def _trained(
+        self, x: _Axis, y: _Axis, i: Tensor, j: Tensor, start: int, pairs: int
+    ) -> Trained:
+        """Networks for these variables, trained now or earlier."""
+        ends = _TRAINED.setdefault(x.variables, WeakKeyDictionary())
+        kept = ends.setdefault(y.variables, {})
+        key = self, x.whole, start
+        if key in kept:
+            return kept[key]
+        training = Training(
+            self.hidden, self.steps, self.batch, self.learning_rate, self.seed
+        )
+        trained = Trained(x.samples(i), y.samples(j), training)
+        if trained.parameters * pairs <= _KEPT * len(i):
+            kept[key] = trained
+        return trained
+
+
+class _Axis:
+    """Samples of some variables, and points among them whose PMI is asked for.
+
+    Attributes:
+        variables (RankedVariables): the samples.
+        whole (bool): whether all variables are the components of a single one.
+        count (int): number of points.
+        size (int): number of variables.
+        components (int): how many numbers a value of each is made of.
+        device (torch.device): where they are.
+    """
+
+    def __init__(
+        self, variables: RankedVariables, query: Tensor | None, whole: bool
+    ) -> None:
+        self.variables, self.whole = variables, whole
+        self.device = variables.device
+        self.size, self.components = variables.size, 1
+        if whole:
+            self.size, self.components = self.components, self.size
+        self._points, self._among = variables.ranks, variables.samples
+        if query is not None:
+            self._points = variables.ranks_of(query)
+            self._among += 1
+        self.count = len(self._points)
+
+    def varying(self) -> Tensor:
+        """Indices of the variables that are not constant."""
+        ordered = self.variables.ordered
+        varies = ordered[:, 0] != ordered[:, -1]
+        return (varies.any().view(1) if self.whole else varies).nonzero().flatten()
+
+    def samples(self, columns: Tensor) -> Tensor:
+        """Normal scores of all samples, [columns, N, components]."""
+        return self._scores(self.variables.ranks, self.variables.samples, columns)
+
+    def points(self, columns: Tensor) -> Tensor:
+        """Normal scores of all points, [columns, points, components]."""
+        return self._scores(self._points, self._among, columns)
+
+    def _scores(self, ranks: Tensor, among: int, columns: Tensor) -> Tensor:
+        table = normal_scores(among).to(self.device).float() * 2.0**-SCORE_BITS
+        if self.whole:
+            return table[ranks.int()].expand(len(columns), -1, -1)
+        return table[ranks[:, columns].int()].t().unsqueeze(-1)
+
+
+def _axes(
+    x: Tensor | Prepared,
+    y: Tensor | Prepared,
+    query: tuple[Tensor, Tensor] | None = None,
+    whole: bool = False,
+) -> tuple[_Axis, _Axis]:
+    """What is asked for, along x and along y, if it can be answered."""
+    pair = prepared_pair(x, y, _MARGINALS, MINE.__name__)
+    points = (None, None) if query is None else checked_query(query, pair)
+    first, second = pair
+    if first.samples < _MIN_SAMPLES:
+        raise ValueError(
+            f"MINE trains on halves of {_MIN_SAMPLES // 2} samples at least, but there "
+            f"are {first.samples} samples in all; give more."
+        )
+    assert isinstance(first, RankedVariables)
+    assert isinstance(second, RankedVariables)
+    return _Axis(first, points[0], whole), _Axis(second, points[1], whole=False)
+
+
+def _zeros(*shape: int, like: _Axis) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=like.device)

@@ -1,0 +1,97 @@
+"""Ranking samples: done once per variable, it is what preparation costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captum_nif.estimators.blocks import blocks
+from captum_nif.estimators.parallel import in_threads
+
+_BUDGET = 1 << 22
+"""Elements sorted at a time; bounds the 64-bit temporaries of doing so."""
+
+
+class Ranked(NamedTuple):
+    """N samples of n variables, sorted and ranked.
+
+    Attributes:
+        ordered (Tensor): Each variable's values in ascending order, [n, N].
+        ranks (Tensor): *Twice* the mean rank of every sample, [N, n]: an integer for
+            ties too. int16, or int32 where N is large.
+        untied (Tensor): Whether all samples of a variable differ, [n].
+    """
+
+    ordered: Tensor
+    ranks: Tensor
+    untied: Tensor
+
+
+def ranked(x: Tensor) -> Ranked:
+    """Sort and rank samples [N, n], float32 or float64.
+
+    Examples::
+
+        >>> ranked(torch.tensor([[3.0], [1.0], [3.0]])).ranks.flatten().tolist()
+        [5, 2, 5]
+    """
+    samples, size = x.shape
+    narrow = 2 * samples + 4 <= torch.iinfo(torch.int16).max
+    rank_dtype = torch.int16 if narrow else torch.int32
+    found = Ranked(
+        x.new_empty(size, samples),
+        x.new_empty((samples, size), dtype=rank_dtype),
+        x.new_ones(size, dtype=torch.bool),
+    )
+    if x.device.type == "cpu":
+        _rank_by_kernel(x, found)
+    else:
+        _rank_by_torch(x, found)
+    return found
+
+
+def _rank_by_kernel(x: Tensor, found: Ranked) -> None:
+    from captum_nif.estimators.kernels import ranking
+
+    bits = "uint32" if x.element_size() == 4 else "uint64"
+    values = x.contiguous().numpy().view(bits)
+    ordered, ranks, untied = (tensor.numpy() for tensor in found)
+
+    def work(columns: slice) -> None:
+        ranking.rank(
+            values, ordered.view(bits), ranks, untied, columns.start, columns.stop
+        )
+
+    for _ in in_threads(work, _blocks(x, ranking.PANEL)):
+        pass
+
+
+def _rank_by_torch(x: Tensor, found: Ranked) -> None:
+    for columns in _blocks(x):
+        ordered, order = x[:, columns].t().contiguous().sort(dim=-1)
+        doubled = torch.empty_like(order).scatter_(-1, order, doubled_ranks(ordered))
+        found.ordered[columns] = ordered
+        found.ranks[:, columns] = doubled.t().to(found.ranks.dtype)
+        found.untied[columns] = (ordered[:, 1:] > ordered[:, :-1]).all(-1)
+
+
+def _blocks(x: Tensor, multiple: int = 1) -> Iterator[slice]:
+    """Blocks of variables; of none where there are no samples."""
+    samples, size = x.shape
+    if samples == 0:
+        return iter(())
+    return blocks(size, max(1, _BUDGET // samples // multiple) * multiple)
+
+
+def doubled_ranks(ordered: Tensor) -> Tensor:
+    """Twice the mean rank of every value in rows of ascending values, [..., N]."""
+    samples = ordered.shape[-1]
+    rank = torch.arange(1, samples + 1, device=ordered.device).expand(ordered.shape)
+    rises = ordered[..., 1:] != ordered[..., :-1]
+    edge = torch.ones_like(rank[..., :1], dtype=torch.bool)
+    first = torch.where(torch.cat([edge, rises], -1), rank, 0)
+    last = torch.where(torch.cat([rises, edge], -1), rank, samples)
+    return first.cummax(-1).values + last.flip(-1).cummin(-1).values.flip(-1)

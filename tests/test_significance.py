@@ -1,0 +1,442 @@
+import math
+from collections import Counter
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captum_nif import MixedKSG
+from captum_nif.significance import (
+    check_level,
+    false_discovery,
+    jackknife,
+    leave_groups_out,
+    link_pvalues,
+    tie_classes,
+    upper_tail,
+)
+
+
+def variables(kind, samples, count, seed=0):
+    """Independent variables of one kind."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(samples, count, generator=generator, dtype=torch.float64)
+    if kind == "untied":
+        return normal
+    if kind == "relu":  # from 20 % to 80 % zeros
+        return (normal - torch.linspace(-0.84, 0.84, count)).relu()
+    if kind == "90 % zeros":
+        return (normal - 1.28).relu()
+    if kind == "binary":
+        return (normal > torch.linspace(-1, 1, count)).double()
+    assert kind == "levels"
+    return (normal * torch.linspace(0.5, 4, count)).round()
+
+
+KINDS = ["untied", "relu", "90 % zeros", "binary", "levels"]
+
+floats = st.floats(-10, 10, allow_subnormal=False)
+
+
+# --- p-values of links ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pair", [*combinations(KINDS, 2), *((kind, kind) for kind in KINDS)]
+)
+def test_independent_links_are_as_significant_as_chance_allows(pair):
+    ksg, found = MixedKSG(k=5), []
+    for seed in range(12):
+        x, y = (variables(kind, 120, 10, 2 * seed + n) for n, kind in enumerate(pair))
+        found.append(link_pvalues(ksg, x, y, seed=seed))
+    pvalues = torch.cat(found).flatten()
+    # Of 1200 links: five standard deviations of chance, and of a table of 1024 draws
+    # (or more tables) in each of 12 runs.
+    for level, most in ((0.2, 0.28), (0.05, 0.09), (0.01, 0.028)):
+        assert (pvalues <= level).double().mean() < most
+    if "binary" not in pair and "levels" not in pair:  # p-values are continuous
+        assert (pvalues <= 0.2).double().mean() > 0.12
+        assert (pvalues <= 0.05).double().mean() > 0.015
+    assert ((pvalues > 0) & (pvalues <= 1)).all()
+
+
+@pytest.mark.parametrize("kind", ["untied", "90 % zeros", "levels"])
+def test_biased_estimators_are_compared_with_their_own_bias(kind):
+    eq6 = MixedKSG(k=3, formula="paper")  # negative for all pairs, on average
+    found = [
+        link_pvalues(
+            eq6,
+            variables(kind, 60, 8, 2 * n),
+            variables(kind, 60, 8, 2 * n + 1),
+            seed=n,
+        )
+        for n in range(3)
+    ]
+    # Five standard deviations, as above.
+    assert 0.01 < (torch.stack(found) <= 0.2).double().mean() < 0.4
+
+
+def permutation_pvalue(ksg, x, y, permutations):
+    """The p-value of one link by itself, from permutations of y."""
+    generator = torch.Generator().manual_seed(123)
+    observed = ksg.mi(x, y)
+    reached = sum(
+        bool(ksg.mi(x, y[torch.randperm(len(y), generator=generator)]) >= observed)
+        for _ in range(permutations)
+    )
+    return (1 + reached) / (1 + permutations)
+
+
+def test_pvalues_are_those_of_permuting_each_link_by_itself():
+    ksg, samples, permutations = MixedKSG(k=3), 100, 400
+    hidden = variables("untied", samples, 1)
+    # Of each kind one, so that each is a class by itself.
+    x = torch.cat([variables(kind, samples, 1, 5) for kind in KINDS], dim=1)
+    y = torch.cat([variables(kind, samples, 1, 6) for kind in KINDS[:2]], dim=1)
+    y = y + 0.25 * hidden * (y != 0)
+    x = x + 0.25 * hidden * (x != 0)
+    found = link_pvalues(ksg, x, y)
+    for i in range(x.shape[1]):
+        for j in range(y.shape[1]):
+            wanted = permutation_pvalue(ksg, x[:, [i]], y[:, [j]], permutations)
+            p = max(wanted, 0.01)
+            scatter = math.sqrt(p * (1 - p) * (1 / permutations + 1 / 1024))
+            assert found[i, j].item() == pytest.approx(wanted, abs=5 * scatter)
+
+
+@dataclass
+class Spearman:
+    """Squared rank correlation: a measure whose p-values are known, of no estimator."""
+
+    min_samples = 3
+
+    def prepare(self, x):
+        raise NotImplementedError
+
+    pmi = joint = prepare
+
+    def mi(self, x, y, *, progress=None):
+        ranks = [
+            torch.from_numpy(
+                scipy.stats.zscore(scipy.stats.rankdata(v.numpy(), axis=0))
+            )
+            for v in (x, y)
+        ]
+        return (ranks[0].T @ ranks[1] / len(x)) ** 2
+
+
+def test_any_measure_of_ranks_will_do_and_tails_are_continued():
+    x = variables("untied", 80, 12)
+    y = variables("untied", 80, 6, 1) + 0.5 * x[:, :6]
+    assert Spearman.__hash__ is None
+    found = link_pvalues(Spearman(), x, y)
+    for i in range(12):
+        for j in range(6):
+            wanted = scipy.stats.spearmanr(x[:, i], y[:, j]).pvalue
+            if wanted > 0.05:
+                scatter = math.sqrt(wanted * (1 - wanted) / 1024)
+                assert found[i, j].item() == pytest.approx(wanted, abs=5 * scatter)
+            else:
+                # Within 10 of 51 excesses, the spread of a sum of so many.
+                assert math.log(found[i, j]) == pytest.approx(
+                    math.log(wanted), rel=0.5, abs=1.0
+                )
+    assert found.diagonal().max() < 0.05
+
+
+def test_dependent_links_are_found():
+    samples = 300
+    x = variables("untied", samples, 3)
+    noise = variables("untied", samples, 3, 1)
+    y = torch.stack(
+        [
+            0.6 * x[:, 0] + 0.8 * noise[:, 0],
+            x[:, 1].square() + 0.5 * noise[:, 1],  # without any correlation
+            (x[:, 2] + 0.5 * noise[:, 2]).relu(),
+        ],
+        dim=1,
+    )
+    assert (link_pvalues(MixedKSG(k=5), x, y).diagonal() < 1e-4).all()
+    itself = link_pvalues(MixedKSG(k=5), x, x).diagonal()
+    assert ((itself > 0) & (itself < 1e-9)).all()
+
+
+def test_constants_tell_nothing():
+    x = torch.cat([variables("untied", 60, 2), torch.ones(60, 2)], dim=1)
+    y = torch.cat([torch.zeros(60, 1), x[:, :1]], dim=1)
+    found = link_pvalues(MixedKSG(), x, y)
+    assert (found[:, 0] == 1).all()
+    assert (found[2:] == 1).all()
+    assert found[0, 1] < 1e-4
+
+
+def test_pvalues_do_not_change_under_monotone_maps_and_come_again():
+    x, y = variables("relu", 100, 4), variables("untied", 100, 3, 1)
+    once = link_pvalues(MixedKSG(), x, y)
+    assert torch.equal(link_pvalues(MixedKSG(), x, y), once)
+    assert torch.equal(link_pvalues(MixedKSG(), x.exp(), y**3), once)
+    # The normal scores of normal scores are what they were.
+    assert torch.equal(link_pvalues(MixedKSG(marginals="normal"), x, y), once)
+    raw = MixedKSG(formula="paper")
+    assert torch.equal(link_pvalues(raw, x, y), link_pvalues(raw, x.exp(), y**3))
+    assert not torch.equal(link_pvalues(MixedKSG(), x, y, seed=1), once)
+    assert not torch.equal(link_pvalues(MixedKSG(), x, y, draws=100), once)
+
+
+def test_samples_stay_and_so_does_random_state(rng_untouched):
+    x, y = variables("relu", 50, 4), variables("binary", 50, 3)
+    before = x.clone(), y.clone()
+    with rng_untouched():
+        link_pvalues(MixedKSG(), x, y)
+        list(leave_groups_out(20))
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+
+
+def test_progress_counts_all_pairs_that_were_estimated():
+    told = []
+    x, y = variables("untied", 50, 3), variables("90 % zeros", 50, 1)
+    link_pvalues(MixedKSG(), x, y, progress=told.append)
+    assert sum(told) == 50 * (3 + 1024)
+
+
+def test_bad_links_are_refused():
+    x, y = variables("untied", 50, 3), variables("untied", 50, 2)
+    with pytest.raises(ValueError, match="draws must be at least 100, got 99"):
+        link_pvalues(MixedKSG(), x, y, draws=99)
+    with pytest.raises(TypeError, match="y must be a tensor"):
+        link_pvalues(MixedKSG(), x, y.numpy())
+    with pytest.raises(ValueError, match="samples"):
+        link_pvalues(MixedKSG(), x, y[:-1])
+    with pytest.raises(ValueError, match="NaN"):
+        link_pvalues(MixedKSG(), x, y / 0)
+    with pytest.raises(ValueError, match="k = 50 neighbours"):
+        link_pvalues(MixedKSG(k=50), x, y)
+
+
+# --- classes --------------------------------------------------------------------------
+
+
+def share_of_differing_pairs(values):
+    pairs = list(combinations(values, 2))
+    return sum(a != b for a, b in pairs) / len(pairs)
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from([-1.0, -0.0, 0.0, 1.0, 2.0, 3.0]), min_size=9, max_size=9
+        )
+        | st.lists(floats, min_size=9, max_size=9),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_classes_hold_variables_that_tie_alike(columns):
+    classes = tie_classes(torch.tensor(columns, dtype=torch.float64).T)
+    named = sorted(
+        column for members in classes.values() for column in members.tolist()
+    )
+    assert named == [n for n, values in enumerate(columns) if len(set(values)) > 1]
+    for kind, members in classes.items():
+        differ = [share_of_differing_pairs(columns[n]) for n in members.tolist()]
+        distinct = [len(Counter(columns[n])) for n in members.tolist()]
+        assert max(differ) <= min(differ) * math.sqrt(2) + 1e-9
+        assert max(distinct) <= 4 * min(distinct)
+        assert (kind == ()) == (min(distinct) == 9)
+
+
+def test_classes_of_more_variables_than_are_sorted_at_once(monkeypatch):
+    x = torch.cat([variables(kind, 40, 5) for kind in KINDS], dim=1)
+    whole = tie_classes(x)
+    monkeypatch.setattr("captum_nif.significance._BUDGET", 120)
+    parts = tie_classes(x)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[kind], parts[kind]) for kind in whole)
+
+
+# --- tails ----------------------------------------------------------------------------
+
+
+def tail_by_hand(null, value):
+    ordered = sorted(null)
+    reached = sum(draw >= value for draw in ordered)
+    count = max(2, math.ceil(0.05 * len(ordered)))
+    start = ordered[-count]
+    if value <= start:
+        return (1 + reached) / (len(ordered) + 1)
+    total = sum(draw - start for draw in ordered[-count:])
+    factor = (1 + (value - start) / total) ** (1 - count) if total else 1 / count
+    return max(count * factor, reached) / (len(ordered) + 1)
+
+
+@given(
+    st.lists(floats, min_size=3, max_size=80) | st.lists(st.integers(0, 3), min_size=3),
+    st.lists(floats | st.integers(0, 4), min_size=1, max_size=9),
+)
+def test_tails_are_those_of_the_formula_and_fall(null, values):
+    null = [float(draw) for draw in null]
+    values = sorted({*map(float, values), *null[:3]})
+    found = upper_tail(
+        torch.tensor(null, dtype=torch.float64),
+        torch.tensor(values, dtype=torch.float64),
+    ).tolist()
+    assert found == pytest.approx([tail_by_hand(null, v) for v in values], rel=1e-9)
+    assert all(0 < p <= 1 for p in found)
+    assert found == sorted(found, reverse=True)
+
+
+def test_tails_are_exact_where_the_null_is_exponential():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.empty(4000, 201, dtype=torch.float64)
+    draws.exponential_(generator=generator)
+    pvalues = torch.stack([upper_tail(row[1:], row[:1]) for row in draws])
+    for level in (0.2, 0.02, 0.002):
+        hits = int((pvalues <= level).sum())
+        chance = scipy.stats.binom(4000, level)
+        assert chance.cdf(hits) > 1e-6
+        assert chance.sf(hits - 1) > 1e-6
+
+
+def test_far_values_are_never_impossible():
+    null = torch.linspace(0, 1, 1000)
+    assert upper_tail(null, torch.tensor([1e300])).item() > 0
+
+
+# --- false discovery ------------------------------------------------------------------
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.floats(0, 1), max_size=5), min_size=1, max_size=4))
+def test_adjusted_pvalues_are_those_of_benjamini_and_hochberg(parts):
+    together = [p for part in parts for p in part]
+    if not together:
+        return
+    tensors = [torch.tensor(part, dtype=torch.float64) for part in parts]
+    found = false_discovery(tensors)
+    assert [len(part) for part in found] == [len(part) for part in parts]
+    # The textbook: the least of m p_j / j over all p_j that are at least as large.
+    ordered = sorted(together)
+    wanted = [
+        min(
+            min(1.0, q * len(ordered) / (rank + 1))
+            for rank, q in enumerate(ordered)
+            if q >= p
+        )
+        for p in together
+    ]
+    assert torch.cat(found).tolist() == pytest.approx(wanted)
+
+
+def test_shapes_and_precision():
+    found = false_discovery([torch.tensor([[0.5, 0.01]]), torch.ones(2, 1).bfloat16()])
+    assert [tuple(part.shape) for part in found] == [(1, 2), (2, 1)]
+    assert {part.dtype for part in found} == {torch.float64}
+
+
+def test_few_discoveries_are_false_where_nodes_depend_on_each_other():
+    rates = []
+    for seed in range(30):
+        shared = variables("untied", 150, 2, 3 * seed)
+        x = (variables("untied", 150, 16, 3 * seed + 1) + shared[:, :1]).relu()
+        y = variables("untied", 150, 8, 3 * seed + 2) + shared[:, 1:]
+        y[:, 4:] += 2 * shared[:, :1]  # of 128 links 64 exist
+        (adjusted,) = false_discovery([link_pvalues(MixedKSG(k=5), x, y, seed=seed)])
+        found = adjusted <= 0.1
+        rates.append(float(found[:, :4].sum() / max(1, int(found.sum()))))
+        assert found[:, 4:].any()
+    # The rate holds on average; five standard deviations of that.
+    assert np.mean(rates) < 0.1 + 5 * np.std(rates) / math.sqrt(30)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, math.nan])
+def test_levels_lie_between_0_and_1(level):
+    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        check_level(level)
+
+
+def test_levels_are_numbers():
+    with pytest.raises(TypeError, match="got str"):
+        check_level("0.05")
+
+
+# --- standard errors ------------------------------------------------------------------
+
+
+@given(st.integers(2, 40), st.data())
+def test_every_sample_is_left_out_once(samples, data):
+    groups = data.draw(st.integers(2, samples))
+    kept = [set(rows.tolist()) for rows in leave_groups_out(samples, groups)]
+    out = [set(range(samples)) - rows for rows in kept]
+    assert len(kept) == groups
+    assert sorted(n for group in out for n in group) == list(range(samples))
+    assert max(map(len, out)) - min(map(len, out)) <= 1
+
+
+def test_groups_are_made_by_chance_from_a_seed():
+    def left_out(seed):
+        return [rows.tolist() for rows in leave_groups_out(50, 5, seed)]
+
+    assert left_out(0) == left_out(0) != left_out(1)
+    assert left_out(0)[0] != list(range(10, 50))
+
+
+@pytest.mark.parametrize("groups", [0, 1, 11])
+def test_groups_that_cannot_be_made_are_refused(groups):
+    with pytest.raises(ValueError, match=f"from 2 to .* 10, got {groups}"):
+        list(leave_groups_out(10, groups))
+
+
+def test_the_jackknife_of_means_is_their_standard_error():
+    x = variables("untied", 60, 3)
+    singly = torch.stack([x[rows].mean(0) for rows in leave_groups_out(60, 60)])
+    assert torch.allclose(jackknife(singly), x.std(0) / math.sqrt(60))
+    grouped, means = [], []
+    for rows in leave_groups_out(60, 6):
+        others = torch.ones(60, dtype=torch.bool)
+        others[rows] = False
+        grouped.append(x[rows].mean(0))
+        means.append(x[others].mean(0))
+    # Groups of 10 are six samples of a mean of 10.
+    wanted = torch.stack(means).std(0) / math.sqrt(6)
+    assert torch.allclose(jackknife(torch.stack(grouped)), wanted)
+
+
+def test_the_jackknife_equals_its_formula():
+    values = variables("untied", 7, 4).view(7, 2, 2)
+    mean = sum(values) / 7
+    wanted = (6 / 7 * sum((value - mean) ** 2 for value in values)).sqrt()
+    assert torch.allclose(jackknife(values), wanted)
+    with pytest.raises(ValueError, match="at least two values, got 1"):
+        jackknife(values[:1])
+
+
+def test_standard_errors_are_the_scatter_over_independent_backgrounds():
+    ksg, samples, query = MixedKSG(k=5), 200, variables("untied", 6, 10, 999)
+
+    def estimates(x):
+        pairs = x[:, :5], x[:, 5:]
+        return torch.stack(
+            [ksg.mi(*pairs), *ksg.pmi(*pairs, (query[:, :5], query[:, 5:]))]
+        )
+
+    def background(seed):
+        x = variables("untied", samples, 10, seed)
+        x[:, 5:] += x[:, :5]
+        return x
+
+    truth = torch.stack([estimates(background(seed)) for seed in range(60)]).var(0)
+    errors = []
+    for seed in range(60, 72):
+        x = background(seed)
+        parts = [estimates(x[rows]) for rows in leave_groups_out(samples)]
+        errors.append(jackknife(torch.stack(parts)))
+    found = torch.stack(errors).square().mean(0)
+    for part in (slice(0, 1), slice(1, None)):  # of the population, and of samples
+        ratio = (found[part].mean() / truth[part].mean()).sqrt()
+        assert 0.7 < ratio < 1.5
