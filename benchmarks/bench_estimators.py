@@ -1,31 +1,43 @@
-"""How fast is the mixed-KSG estimator, and how accurate, beside what people use now?
+"""How accurate and how fast are the estimators, beside what people use now?
 
-Time per link on one thread, in processor time, methods taking turns; the median of
-several rounds counts. Bias and spread of mutual information on pairs whose true
-value is known, and the error of single samples' pointwise values.
+Bias, spread and error of mutual information on pairs whose true value is known, the
+correlation of single samples' pointwise values with the truth, and time per pair on
+one thread, in processor time: methods take turns, the median of several rounds counts.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.special import digamma
 from sklearn.feature_selection import mutual_info_regression
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.estimator_accuracy import (
+    PEERS,
+    Found,
+    Method,
+    draw_bias,
+    draw_summary,
+    measure,
+    methods,
+    summary_rows,
+    task_rows,
+    verdict,
+)
+from benchmarks.known_pairs import tasks
 from benchmarks.report import Report, Row, argument_parser
-from captum_nif.estimators import MixedKSG
+from captum_nif.estimators import MixedKSG, PMIEstimator
 
-Pair = NDArray[np.float64]
-"""Samples of x and y, [2, N]."""
+QUERIES = 16
+"""Queries whose PMI is timed together."""
 
 COLUMNS: dict[str, Callable[[Tensor], Tensor]] = {
     "Gaussian": lambda z: z,
@@ -42,7 +54,7 @@ COLUMNS: dict[str, Callable[[Tensor], Tensor]] = {
 # ----------------------------------------------------------------------------- peers
 
 
-def by_sklearn(x: Tensor, y: Tensor, k: int) -> None:
+def all_by_sklearn(x: Tensor, y: Tensor, k: int) -> None:
     """scikit-learn, one variable of y at a time, as it is meant to be used."""
     for column in y.t().numpy():
         mutual_info_regression(
@@ -120,7 +132,7 @@ def population_row(kind: str, n: int, k: int, seed: int, rounds: int) -> Row:
     found = seconds(
         {
             "MixedKSG": lambda: ksg.mi(*prepared),
-            "scikit-learn": lambda: by_sklearn(*few, k),
+            "scikit-learn": lambda: all_by_sklearn(*few, k),
             "k-d tree": lambda: by_tree(*few, k),
             **({"torch": lambda: by_torch(*few, k)} if n <= 2000 else {}),
         },
@@ -169,165 +181,121 @@ def instance_row(n: int, k: int, queries: int, seed: int, rounds: int) -> Row:
     }
 
 
-# -------------------------------------------------------------------------- accuracy
-
-
-def gaussian(generator: np.random.Generator, n: int, rho: float) -> Pair:
-    """A Gaussian pair of correlation rho."""
-    z = generator.standard_normal((2, n))
-    return np.stack([z[0], rho * z[0] + math.sqrt(1 - rho**2) * z[1]])
-
-
-def discrete_and_uniform(generator: np.random.Generator, n: int) -> Pair:
-    """One of five values, and a uniform on the next two units."""
-    x = generator.integers(0, 5, n)
-    return np.stack([x, x + 2 * generator.random(n)])
-
-
-def mixture(generator: np.random.Generator, n: int) -> Pair:
-    """Half a Gaussian pair, half signs that agree 9 times in 10 (Gao et al. 2017)."""
-    sign = generator.choice([-1.0, 1.0], n)
-    other = np.where(generator.random(n) < 0.9, sign, -sign)
-    signs = np.stack([sign, other])
-    return np.where(generator.random(n) < 0.5, gaussian(generator, n, 0.9), signs)
-
-
-def constant(generator: np.random.Generator, n: int) -> Pair:
-    """The same value always, and a Gaussian."""
-    return np.stack([np.ones(n), generator.standard_normal(n)])
-
-
-TASKS: dict[str, tuple[Callable[[np.random.Generator, int], Pair], float]] = {
-    "independent": (lambda g, n: gaussian(g, n, 0), 0.0),
-    "Gaussian 0.6": (lambda g, n: gaussian(g, n, 0.6), -math.log(1 - 0.36) / 2),
-    "discrete + uniform": (
-        discrete_and_uniform,
-        math.log(5) - 4 / 5 * math.log(2),
-    ),
-    "Gao mixture": (mixture, 1.292),
-    "ReLU, independent": (lambda g, n: gaussian(g, n, 0).clip(0), 0.0),
-    "ReLU 0.9": (lambda g, n: gaussian(g, n, 0.9).clip(0), 0.554),
-    "rounded to 0.1": (lambda g, n: gaussian(g, n, 0.6).round(1), 0.223),
-    "heavy tail 0.6": (
-        lambda g, n: np.sinh(2 * gaussian(g, n, 0.6)),
-        -math.log(1 - 0.36) / 2,
-    ),
-    "constant": (constant, 0.0),
-}
-
-
-def accuracy_rows(n: int, k: int, seeds: int, seed: int) -> list[Row]:
-    """Bias and standard deviation over seeds, in thousandths of a nat."""
-    methods: dict[str, Callable[[Tensor, Tensor], float]] = {
-        "corrected": lambda x, y: MixedKSG(k).mi(x, y).item(),
-        "paper": lambda x, y: MixedKSG(k, "paper").mi(x, y).item(),
-        "scikit-learn": lambda x, y: float(
-            mutual_info_regression(
-                x.numpy(),
-                y[:, 0].numpy(),
-                discrete_features=False,
-                n_neighbors=k,
-                random_state=0,
-            )[0]
-        ),
+def scaling_row(method: Method, n: int, seed: int, rounds: int) -> Row:
+    """Microseconds per pair: mutual information, and PMI of a query if there is one."""
+    a, b = (1, 1) if method.peer else (4, 4) if method.costly else (32, 16)
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(n + QUERIES, a + b, generator=generator, dtype=torch.float64)
+    x, y = z[:, :a], z[:, a:]
+    query = x[n:], y[n:]
+    x, y = x[:n], y[:n]
+    work: dict[str, Callable[[], object]] = {}
+    if isinstance(method.of, PMIEstimator):
+        estimator = method.of
+        prepared = estimator.prepare(x), estimator.prepare(y)
+        estimator.pmi(*prepared, query)  # compiles, or trains
+        work["MI"] = lambda: estimator.mi(x, y)
+        work["query"] = lambda: estimator.pmi(*prepared, query)
+    else:
+        work["MI"] = lambda: method.estimate(x, y)
+    found = seconds(work, 1 if method.costly else rounds)
+    micro = {name: 1e6 * taken / (a * b) for name, taken in found.items()}
+    return {
+        "N": n,
+        "method": method.name,
+        "us per pair": micro["MI"],
+        "us per pair and query": micro["query"] / QUERIES if "query" in micro else "",
     }
-    rows: list[Row] = []
-    for task, (draw, truth) in TASKS.items():
-        errors: dict[str, list[float]] = {name: [] for name in methods}
-        for i in range(seeds):
-            pair = torch.from_numpy(draw(np.random.default_rng((seed, i)), n))
-            for name, estimate in methods.items():
-                errors[name].append(1000 * (estimate(*pair[:, :, None]) - truth))
-        row: dict[str, object] = {"task": task, "N": n, "k": k, "true": truth}
-        for name, values in errors.items():
-            row[f"{name} bias"] = float(np.mean(values))
-            row[f"{name} sd"] = float(np.std(values, ddof=1))
-        rows.append(row)
-    return rows
 
 
-def single_sample_rows(n: int, seeds: int, seed: int, rho: float = 0.6) -> list[Row]:
-    """How well the PMI of one sample is known: a Gaussian pair, its density known."""
-    neighbours = (3, 5, 10, 20, 50)
-    found: dict[int, list[tuple[float, float]]] = {k: [] for k in neighbours}
-    for i in range(seeds):
-        pair = gaussian(np.random.default_rng((seed, i)), n, rho)
-        square, product = (pair**2).sum(0), pair[0] * pair[1]
-        truth = -math.log(1 - rho**2) / 2 + (rho * product - rho**2 * square / 2) / (
-            1 - rho**2
-        )
-        x, y = torch.from_numpy(pair)[:, :, None]
-        for k in neighbours:
-            pmi = MixedKSG(k).pmi(x, y)[:, 0, 0].numpy()
-            error = float(np.sqrt(np.mean((pmi - truth) ** 2)))
-            found[k].append((float(np.corrcoef(pmi, truth)[0, 1]), error))
-    rows: list[Row] = []
-    for k, pairs in found.items():
-        correlations, errors = zip(*pairs, strict=True)
-        rows.append(
-            {
-                "N": n,
-                "k": k,
-                "correlation with true PMI": float(np.mean(correlations)),
-                "sd": float(np.std(correlations, ddof=1)),
-                "RMS error, nats": float(np.mean(errors)),
-            }
-        )
-    return rows
+# ---------------------------------------------------------------------------- report
 
 
-def main() -> None:
-    """Run it."""
-    parser = argument_parser("bench_estimators", __doc__.splitlines()[0], ["synthetic"])
-    parser.add_argument("--rounds", type=int, default=5, help="of each measurement")
-    parser.add_argument("--seeds", type=int, default=20, help="of each accuracy")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-
+def tell_times(report: Report, seed: int, rounds: int) -> None:
+    """Time of the mixed-KSG engine beside what people use."""
     populations = [(kind, 1000, 3) for kind in COLUMNS]
     populations += [("Gaussian", 1000, 10), ("Gaussian", 1000, 25)]
     populations += [("Gaussian", 10_000, 3)]
-    instances = [(1000, 3, 1), (1000, 3, 16), (1000, 10, 16), (1000, 25, 16)]
-    sizes = (100, 500, 2000)
-    bar = tqdm(total=len(populations) + len(instances) + len(sizes))
-
-    report = Report("bench_estimators", "Estimators: time and accuracy", options.seed)
-    times: list[Row] = []
-    for kind, n, k in populations:
-        times.append(population_row(kind, n, k, options.seed, options.rounds))
-        bar.update()
     report.table(
-        times,
+        [population_row(*case, seed, rounds) for case in tqdm(populations, "times")],
         "population",
-        "Mutual information of all pairs: processor time per pair on one thread, and "
-        "how many times longer others take.",
+        "MixedKSG, mutual information of all pairs: processor time per pair on one "
+        "thread, and how many times longer others take.",
     )
-    times = []
-    for n, k, queries in instances:
-        times.append(instance_row(n, k, queries, options.seed, options.rounds))
-        bar.update()
+    instances = [(1000, 3, 1), (1000, 3, 16), (1000, 10, 16), (1000, 25, 16)]
+    report.table(
+        [instance_row(*case, seed, rounds) for case in tqdm(instances, "queries")],
+        "instance",
+        "MixedKSG, PMI of queries for 1024 x 64 pairs, samples prepared: processor "
+        "time per pair and query on one thread, and how many times longer plain torch "
+        "takes.",
+    )
+
+
+def tell_accuracy(
+    report: Report, sizes: Sequence[int], seeds: int, seed: int, rounds: int
+) -> None:
+    """Accuracy of all methods, with their time per pair."""
+    kinds, tried = tasks(), methods()
+    found: Found = {}
+    times: list[Row] = []
+    for n, method in tqdm(list(product(sizes, tried)), "accuracy"):
+        found[n, method.name] = measure(method, kinds, n, seeds, seed)
+        times.append(scaling_row(method, n, seed, rounds))
+    missing = [name for name, *_ in PEERS if name not in {m.name for m in tried}]
+    report.text(
+        f"{len(kinds)} kinds of pairs whose mutual information is known. Peers run "
+        f"with their defaults; not installed: {', '.join(missing) or 'none'}."
+    )
+    report.text(verdict(found, tried, sizes))
+    report.figure(
+        draw_summary(found, times, tried),
+        "summary",
+        "Means over all kinds of pairs, with 95 % intervals, and time, against N.",
+    )
+    report.table(
+        summary_rows(found),
+        "summary",
+        "Means over all kinds of pairs, in nats, with the 95 % interval of the mean "
+        "RMSE. PMI is that of single samples.",
+    )
+    middle = sorted(sizes)[len(sizes) // 2]
+    report.figure(
+        draw_bias(found, tried, kinds, middle),
+        "bias",
+        f"Bias in thousandths of a nat at N = {middle}; in brackets, the truth.",
+    )
     report.table(
         times,
-        "instance",
-        "PMI of queries for 1024 x 64 pairs, samples prepared: processor time per pair "
-        "and query on one thread, and how many times longer plain torch takes.",
+        "scaling",
+        "Processor time on one thread, Gaussian pairs: mutual information from raw "
+        "samples; and PMI of a query, samples prepared (MINE: trained).",
     )
-    rows: list[Row] = []
-    for n in sizes:
-        rows += accuracy_rows(n, 5, options.seeds, options.seed)
-        bar.update()
     report.table(
-        rows,
+        task_rows(found, kinds),
         "accuracy",
-        f"Mutual information, {options.seeds} seeds: bias and standard deviation in "
-        "thousandths of a nat.",
+        "All of it, in nats; the bias with its 95 % interval.",
     )
-    report.table(
-        single_sample_rows(1000, options.seeds, options.seed),
-        "single",
-        f"PMI of single samples of a Gaussian pair, rho = 0.6, {options.seeds} seeds.",
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it."""
+    parser = argument_parser("bench_estimators", __doc__.splitlines()[0], ["synthetic"])
+    parser.add_argument("--rounds", type=int, default=5, help="of each time")
+    parser.add_argument("--seeds", type=int, default=20, help="of each accuracy")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[100, 500, 2000], help="samples N"
     )
-    bar.close()
+    parser.add_argument("--only", choices=["accuracy", "time"], help="one half of it")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    report = Report("bench_estimators", "Estimators: accuracy and time", options.seed)
+    if options.only != "time":
+        tell_accuracy(
+            report, options.sizes, options.seeds, options.seed, options.rounds
+        )
+    if options.only != "accuracy":
+        tell_times(report, options.seed, options.rounds)
     for path in report.write(options.out):
         print(path)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def mlp(
     """
     widths = [n_features, *hidden, n_classes]
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
-    with _seeded(seed):
+    with seeded(seed):
         for i, (n_in, n_out) in enumerate(pairwise(widths), start=1):
             layers[f"fc{i}"] = nn.Linear(n_in, n_out)
             if i <= len(hidden):
@@ -99,7 +100,7 @@ def cnn(
     """
     n_in, rows, columns = image_shape
     layers: dict[str, nn.Module] = {}
-    with _seeded(seed):
+    with seeded(seed):
         for i, n_out in enumerate(channels, start=1):
             layers[f"conv{i}"] = nn.Conv2d(n_in, n_out, kernel_size=3, padding=1)
             layers[f"relu{i}"] = nn.ReLU()
@@ -150,7 +151,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     order = torch.Generator().manual_seed(seed)
     model.train()
-    with _seeded(seed):
+    with seeded(seed):
         label = f"train {dataset.name}"
         for _ in tqdm(range(epochs), desc=label, disable=not progress):
             for batch in torch.randperm(len(x), generator=order).split(batch_size):
@@ -204,6 +205,47 @@ class _Block(nn.Module):
         return self.relu(out)
 
 
+def residual_cnn(
+    image_shape: Sequence[int],
+    n_classes: int,
+    channels: int = 16,
+    blocks: int = 2,
+    seed: int = 0,
+) -> nn.Sequential:
+    r"""
+    A small residual network with batch normalisation that ends in logits.
+
+    Args:
+
+        image_shape (Sequence[int]): Channels, rows and columns of an image.
+        n_classes (int): Classes.
+        channels (int, optional): Channels throughout. Default: 16
+        blocks (int, optional): Residual blocks, of two 3 x 3 convolutions each. The
+            last one halves rows and columns, by strides, and its shortcut is a
+            convolution too; the others keep them. Default: 2
+        seed (int, optional): Draws the weights. Default: 0
+
+    Returns:
+
+        nn.Sequential: ``conv1``, ``bn1``, ``relu1``, ``block1``, ..., ``blockN``,
+        ``pool``, ``flatten``, ``fc``. As in ResNet-18, ReLUs work in place and each is
+        used twice in a block.
+    """
+    with seeded(seed):
+        return chain(
+            conv1=nn.Conv2d(image_shape[0], channels, 3, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(channels),
+            relu1=nn.ReLU(inplace=True),
+            **{
+                f"block{i}": _Block(channels, channels, stride=2 if i == blocks else 1)
+                for i in range(1, blocks + 1)
+            },
+            pool=nn.AdaptiveAvgPool2d(2),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(4 * channels, n_classes),
+        )
+
+
 def resnet18(n_classes: int = 1000, seed: int = 0) -> nn.Sequential:
     r"""
     A ResNet-18 with random weights: what an ImageNet network costs, not what it knows.
@@ -225,7 +267,7 @@ def resnet18(n_classes: int = 1000, seed: int = 0) -> nn.Sequential:
         He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, CVPR 2016.
     """
     widths = [64, 64, 128, 256, 512]
-    with _seeded(seed):
+    with seeded(seed):
         model = chain(
             conv1=nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
             bn1=nn.BatchNorm2d(64),
@@ -251,9 +293,32 @@ def resnet18(n_classes: int = 1000, seed: int = 0) -> nn.Sequential:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's global generator within the block, and put it back after it."""
+def seeded(seed: int) -> Iterator[None]:
+    r"""
+    Seed the global generators of torch and NumPy within the block, then put them back.
+
+    Args:
+
+        seed (int): What both are seeded with.
+
+    Yields:
+
+        None: Nothing.
+
+    Examples::
+
+        >>> with seeded(0):
+        ...     first = torch.rand(3)
+        >>> with seeded(0):
+        ...     torch.equal(first, torch.rand(3))
+        True
+    """
+    of_numpy = np.random.get_state()  # noqa: NPY002  (Captum draws from it)
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed every GPU too, and none of them is put back.
         torch.default_generator.manual_seed(seed)
-        yield
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002

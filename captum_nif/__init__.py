@@ -5,6 +5,7 @@ from captum_nif.centrality import betweenness_centrality
 from captum_nif.community import communities, gamma_sweep, modularity
 from captum_nif.estimators import (
     EDGE,
+    MINE,
     GaussianCopula,
     MixedKSG,
     PMIEstimator,
@@ -15,12 +16,14 @@ from captum_nif.graph import FlowGraph, Layer, Link
 from captum_nif.heatmaps import plot_attribution_matrix, plot_saliency
 from captum_nif.html import save_html, to_html
 from captum_nif.pruning import CurveRow, plot_pruning_curve, prune, pruning_curve
+from captum_nif.significance import link_pvalues
 from captum_nif.summary import flow_shares, summarize
 from captum_nif.tracing import Structure, Trace, trace
 from captum_nif.visualization import plot_flow
 
 __all__ = [
     "EDGE",
+    "MINE",
     "CurveRow",
     "FlowGraph",
     "GaussianCopula",
@@ -36,6 +39,7 @@ __all__ = [
     "communities",
     "flow_shares",
     "gamma_sweep",
+    "link_pvalues",
     "modularity",
     "plot_attribution_matrix",
     "plot_flow",

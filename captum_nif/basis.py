@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +27,6 @@ from captum_nif.activations import (
     places,
     run_population,
 )
-from captum_nif.chain import chain_of_modules
 from captum_nif.checks import (
     check_inputs,
     check_own_population,
@@ -40,7 +38,7 @@ from captum_nif.flow import Flow
 from captum_nif.independence import affordable, draw, receptive_fields
 from captum_nif.layers import Layer
 from captum_nif.links import LinkRule
-from captum_nif.options import Inputs, Layers, Scale
+from captum_nif.options import Inputs, Scale
 from captum_nif.path_analysis import CorrelationFlow
 from captum_nif.record import Nodes
 from captum_nif.significance import leave_groups_out
@@ -64,8 +62,7 @@ class Setup:
     Args:
         model (Module): the trained network.
         layers (list of str or Module, optional): see
-            :func:`captum_nif.tracing.find_layers`; or ``"chain"``, see
-            :mod:`captum_nif.chain`.
+            :func:`captum_nif.tracing.find_layers`.
         rule (LinkRule): how a link's weight is computed.
         scale (str): of the weights: ``"nats"``, or signed Linfoot ``"correlation"``.
         nodes (str): of hidden layers: ``"channel"`` averages, or every ``"neuron"``.
@@ -75,7 +72,7 @@ class Setup:
     """
 
     model: nn.Module
-    layers: Layers
+    layers: Modules
     rule: LinkRule
     scale: Scale = "nats"
     nodes: Nodes = "channel"
@@ -94,7 +91,7 @@ class Setup:
         """A background as basis; ``size`` samples at a time run through the model."""
         warn_if_training(self.model)
         batches = batches_of(self.model, background, extra, size, bar)
-        population = self._run_first(batches, "the background")
+        population = self._run(batches, "the background")
         self._check_size(population, "The background")
         return Basis(population, self.flow(population, feature_mask, bar))
 
@@ -110,25 +107,15 @@ class Setup:
         check_inputs(self.model, samples, "the batch")
         check_own_population(samples)
         batches = cut(samples, extra, size)
-        population = self._run_first(batches, "the batch")
+        population = self._run(batches, "the batch")
         self._check_size(population, "The batch")
         flow = self.flow(population, feature_mask)
         return Basis(population, flow, is_batch=self.inputs == "observed")
 
-    def _run_first(self, batches: Batches, what: str) -> Population:
-        """Runs samples of which the first batch tells what the layers are."""
-        if self.layers != "chain":
-            return self._run(batches, what, self.layers)
-        batches = iter(batches)
-        first = list(islice(batches, 1))
-        self._run(first, what, None)  # refuses what cannot run, as everywhere
-        layers = chain_of_modules(self.model, *first[0])
-        return self._run(chain(first, batches), what, layers)
-
-    def _run(self, batches: Batches, what: str, layers: Modules) -> Population:
+    def _run(self, batches: Batches, what: str) -> Population:
         # what is drawn are the values of neurons
         nodes: Nodes = "neuron" if self.inputs == "independent" else self.nodes
-        return run_population(self.model, batches, layers, what, nodes)
+        return run_population(self.model, batches, self.layers, what, nodes)
 
     def _check_size(self, population: Population, what: str) -> None:
         """Refuses fewer samples than the estimator can work with."""
@@ -207,8 +194,7 @@ class Setup:
         """Node values of the samples explained; None where they are the population."""
         if basis.is_batch:
             return None
-        modules = basis.population.modules
-        found = self._run(cut(samples, extra, size), "the samples", modules)
+        found = self._run(cut(samples, extra, size), "the samples")
         check_same(basis.population.structure, found.structure, "the samples")
         return self._of_nodes(found)
 

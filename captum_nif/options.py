@@ -2,22 +2,17 @@ r"""The choices that make up a method, and named combinations of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
-
-from torch import nn
 
 from captum_nif.estimators import GaussianCopula, MixedKSG
 from captum_nif.paths import Normalization
 from captum_nif.record import Nodes
 
 Inputs = Literal["observed", "independent"]
-Layers = Sequence[str | nn.Module] | Literal["chain"] | None
 Normalize = Literal["auto"] | Normalization | None
 Scale = Literal["nats", "correlation"]
 
 DEFAULTS: dict[str, Any] = {
-    "layers": None,
     "estimator": MixedKSG(),
     "relevance": "pairwise",
     "beta": 0.0,
@@ -35,7 +30,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize": None,
     },
     "faithful": {
-        "layers": "chain",
         "estimator": GaussianCopula(marginals="standard"),
         "scale": "correlation",
         "nodes": "neuron",

@@ -19,8 +19,10 @@ fires as predicted passes on all. The attribution of input element i to node j i
 .. math:: A_{ij} = \xi_i \sum_{\text{paths } i \to j} \; \prod_{\text{links}} r
     \prod_{\text{nodes between}} g ,
 
-in standard deviations of j: in a linear network fed independently, where all gains are
-1, the sum over i is exactly the deviation of j (Wright, 1934). To first order
+in standard deviations of j: in a linear network of uncorrelated units, where all gains
+are 1, the sum over i is exactly the deviation of j (Wright, 1934). Where units are
+correlated, a layer's deviations are others when it is fed independently, and the sum
+keeps its sign and order rather than its scale. To first order
 :math:`r \xi \eta` is the pointwise mutual information of a Gaussian pair, and dividing
 by :math:`\eta` of the target, as each link here does, makes the factors of a path
 telescope. In ReLU networks the gains play the part of the local slopes of gradient
@@ -29,9 +31,11 @@ methods (most of all of DeepLIFT's rescale rule), the links that of average slop
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,11 +67,33 @@ class _Moments:
         return (values.double() - self.mean) / scale
 
 
+class _Product(NamedTuple):
+    """A link's correlations in the forms that make products with them fast."""
+
+    backward: Tensor
+    """[a, b]; compressed by rows where it is sparse, which is some times faster."""
+
+    forward: Tensor
+    """[b, a], likewise."""
+
+    @staticmethod
+    def of(weight: Tensor) -> _Product:
+        if not weight.is_sparse:
+            return _Product(weight, weight.mT)
+        with warnings.catch_warnings():  # "beta state": products are all that is used
+            warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
+            return _Product(weight.to_sparse_csr(), weight.mT.to_sparse_csr())
+
+
 class CorrelationFlow(Flow):
     """A flow whose links are signed Linfoot correlations; see this module."""
 
     @cached_property
     def _correlations(self) -> dict[Ends, Tensor]:
+        return {}
+
+    @cached_property
+    def _products(self) -> dict[Ends, _Product]:
         return {}
 
     @cached_property
@@ -157,7 +183,7 @@ class CorrelationFlow(Flow):
 
         def ticking(link: Ends) -> Tensor:
             tick()
-            return self._correlation(link)
+            return self._product(link).backward
 
         between = {name: gain for name, gain in gains.items() if name != end}
         seed = seed.to(next(iter(fed.values())).device)
@@ -184,7 +210,7 @@ class CorrelationFlow(Flow):
         }
         predicted: dict[str, Tensor] = {}
         for link in self.links:
-            part = _apply(self._correlation(link), fed[link.source])
+            part = (self._product(link).forward @ fed[link.source].mT).mT
             earlier = predicted.get(link.target)
             predicted[link.target] = part if earlier is None else earlier + part
         gains = {}
@@ -203,6 +229,11 @@ class CorrelationFlow(Flow):
             )
         return self._correlations[link]
 
+    def _product(self, link: Ends) -> _Product:
+        if link not in self._products:
+            self._products[link] = _Product.of(self._correlation(link))
+        return self._products[link]
+
     def _moments(self, name: str, fed: bool) -> _Moments:
         if (name, fed) not in self._known_moments:
             values = (self.fed if fed else self.values)[name]
@@ -220,11 +251,3 @@ def _scaled(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tens
         return sorted_sparse(weight.indices(), values, weight.shape)
     weight = weight if rows is None else weight * rows.unsqueeze(1)
     return weight if columns is None else weight * columns
-
-
-def _apply(weight: Tensor, values: Tensor) -> Tensor:
-    """The sums that samples, [S, a], give by a weight, [a, b]: [S, b]."""
-    if weight.is_sparse:
-        product: Tensor = torch.sparse.mm(weight.mT.coalesce(), values.mT)
-        return product.mT
-    return values @ weight

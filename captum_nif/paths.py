@@ -67,7 +67,8 @@ def backward_sums(
             ``layer``]: a row of the identity picks one node. It carries the whole
             batch shape, and its dtype and device are those of the computation.
         weight_of (callable): Gives the weight of a link, shape [..., size of source,
-            size of target]; sparse (COO) weights have no batch dimensions.
+            size of target]; sparse weights (COO or, without ``normalize``, CSR) have no
+            batch dimensions.
         normalize (str, optional): Divide the weights as :func:`incoming_totals`
             says before they are used: ``"layer"``, ``"node"`` or ``None`` for no
             division (Eq. 4 as printed).
@@ -185,8 +186,8 @@ def _column_magnitudes(weight: Tensor) -> Tensor:
 
 def _contract(weight: Tensor, value: Tensor) -> Tensor:
     weight = weight.to(value.dtype)
-    if weight.is_sparse:
+    if weight.layout != torch.strided:
         columns = value.reshape(-1, value.shape[-1]).mT
-        flow: Tensor = torch.sparse.mm(weight, columns)
+        flow: Tensor = weight @ columns
         return flow.mT.reshape(*value.shape[:-1], -1)
     return torch.einsum("...ab,...b->...a", weight, value)

@@ -10,10 +10,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from captum_nif.activations import (
     Population,
+    averaged,
     batches_of,
+    channel_averages,
     check_samples,
     cut,
     fingerprint,
+    places,
     run_population,
 )
 
@@ -61,6 +64,46 @@ def test_no_feature_map_is_kept():
     population = run(Conv(), torch.randn(10, 1, 40, 40))
     held = sum(v.untyped_storage().nbytes() for v in population.values.values())
     assert held == 4 * 10 * (1600 + 3 + 2)
+
+
+def test_neurons_average_to_channels():
+    # the values and the structure of the same samples, seen as neurons and as channels
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, 2)
+    )
+    x = torch.randn(10, 2, 4, 4)
+    channels = run(model, x)
+    neurons = run_population(model, batches_of(model, x), nodes="neuron")
+    assert [layer.shape for layer in neurons.structure.layers] == [
+        (2, 4, 4),
+        (3, 2, 2),
+        (4,),
+        (2,),
+    ]
+    assert [places(layer) for layer in neurons.structure.layers] == [16, 4, 1, 1]
+    assert averaged(neurons.structure) == channels.structure
+    means = channel_averages(neurons.structure, neurons.values)
+    assert means.keys() == channels.values.keys()
+    for name, value in means.items():
+        assert torch.equal(value, channels.values[name])
+    slowly = [
+        [float(row[4 * c : 4 * c + 4].double().mean()) for c in range(3)]
+        for row in neurons.values["0"]
+    ]
+    torch.testing.assert_close(means["0"], torch.tensor(slowly))
+
+
+def test_a_population_says_how_it_ran():
+    model, x = Conv(), torch.randn(10, 1, 5, 5)
+    offset = torch.rand(10, 1)
+    found = run(model, x, extra=(offset,), batch_size=4)
+    rows, extra = zip(*found.batches, strict=True)
+    assert rows == (slice(0, 4), slice(4, 8), slice(8, 10))
+    assert torch.equal(torch.cat([e for (e,) in extra]), offset)
+    assert found.shapes == ((1, 5, 5),)
+    assert found.modules is None
+    chosen = run_population(model, batches_of(model, x), ["conv", "fc"])
+    assert chosen.modules == ["conv", "fc"]
 
 
 def test_cut_follows_the_samples():

@@ -1,11 +1,12 @@
 import operator
+from itertools import pairwise, product
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_graphs import flow_graphs
+from random_graphs import EIGHTHS, dense, flow_graphs, paths
 
 from captum_nif.graph import FlowGraph, Layer, Link
 from captum_nif.paths import at_least_single, backward_sums, incoming_totals
@@ -40,6 +41,75 @@ def test_a_batch_of_weights_gives_the_sums_of_each_graph(graph, batch, normalize
         torch.testing.assert_close(
             features[:, sample].mT, wanted, rtol=1e-12, atol=1e-12
         )
+
+
+@given(flow_graphs(), st.data())
+def test_gains_weigh_every_path_that_goes_through_a_node(graph, data):
+    end = graph.layers[-1]
+    chosen = data.draw(st.sets(st.sampled_from([k.name for k in graph.layers])))
+    gains = {
+        layer.name: torch.tensor(
+            data.draw(st.lists(EIGHTHS, min_size=layer.size, max_size=layer.size)),
+            dtype=torch.float64,
+        )
+        for layer in graph.layers
+        if layer.name in chosen
+    }
+    seed = torch.eye(end.size, dtype=torch.float64)
+    weight_of = operator.attrgetter("weight")
+    sums = backward_sums(
+        graph.layers, graph.links, end.name, seed, weight_of, gains=gains
+    )
+    weight = dense(graph)
+    for layer in graph.layers[:-1]:
+        for node, last in product(range(layer.size), range(end.size)):
+            wanted = 0.0
+            for path in paths(graph, (layer.name, node), (end.name, last)):
+                term = 1.0
+                for (a, i), (b, j) in pairwise(path):
+                    term *= weight[a, b][i][j]
+                    if b in gains:  # passed through or ended in, not begun from
+                        term *= float(gains[b][j])
+                wanted += term
+            assert float(sums[layer.name][last, node]) == wanted
+
+
+@given(flow_graphs(), st.sampled_from(["layer", "node"]))
+def test_gains_weigh_weights_that_were_normalised_before(graph, normalize):
+    end = graph.layers[-1]
+    gains = {
+        layer.name: 0.5 + torch.arange(layer.size, dtype=torch.float64)
+        for layer in graph.layers
+    }
+    seed = torch.eye(end.size, dtype=torch.float64)
+    weight_of = operator.attrgetter("weight")
+    found = backward_sums(
+        graph.layers, graph.links, end.name, seed, weight_of, normalize, gains
+    )
+    divided = graph.normalized(by=normalize)
+    wanted = backward_sums(
+        graph.layers, divided.links, end.name, seed, weight_of, None, gains
+    )
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_of_gains_serves_each_sample():
+    layers = [Layer("x", 1, "input"), Layer("h", 2, "hidden"), Layer("y", 1, "output")]
+    first, second = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
+    gains = {"h": torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 5.0]])}
+    for stored in (first, first.to_sparse()):
+        links = [Link("x", "h", stored), Link("h", "y", second)]
+        sums = backward_sums(
+            layers,
+            links,
+            "y",
+            torch.ones(3, 1),
+            operator.attrgetter("weight"),
+            gains=gains,
+        )
+        assert sums["x"].flatten().tolist() == [11.0, 3.0, 40.0]
+        assert torch.equal(gains["h"][0], torch.ones(2)), "left as it came"
 
 
 @given(flow_graphs())

@@ -98,7 +98,7 @@ def trained(model, x, y):
     return model.eval()
 
 
-def signal_and_noise(architecture, seed):
+def signal_and_noise(architecture, seed, **options):
     """Mean |attribution| of each feature over samples, and the attribution matrix."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -109,14 +109,14 @@ def signal_and_noise(architecture, seed):
     first = x[:, 0, :2, :2].mean((1, 2)) if is_image else x[:, 0]
     model = trained(architecture(), x, (first > 0).long())
 
-    nif = NIFAttribution(model).fit(draw(400, generator))
-    options = {"feature_mask": mask} if is_image else {}
+    nif = NIFAttribution(model, **options).fit(draw(400, generator), batch_size=400)
+    by = {"feature_mask": mask} if is_image else {}
     samples = draw(40, generator)
-    attributions = nif.attribute(samples, model(samples).argmax(1), **options)
+    attributions = nif.attribute(samples, model(samples).argmax(1), **by)
     strength = attributions.abs().mean(0)
     if is_image:
         strength = strength[0, ::2, ::2].flatten()
-    return strength, nif.attribution_matrix(**options)
+    return strength, nif.attribution_matrix(**by)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -129,3 +129,15 @@ def test_what_decides_the_class_outranks_noise(architecture, seed):
     assert strength[0] > 2 * strength[1:].max()
     assert (matrix.argmax(0) == 0).all()
     assert (matrix[0] > 2 * matrix[1:].max(0).values).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "architecture", [mlp, cnn, Residual, SignalOnShortcut, SignalOnLongRoute]
+)
+def test_the_faithful_preset_puts_what_decides_first(architecture, seed):
+    strength, matrix = signal_and_noise(architecture, seed, preset="faithful")
+    assert strength.argmax() == 0
+    assert strength[0] > 2 * strength[1:].max()
+    assert (matrix.abs().argmax(0) == 0).all()
+    assert matrix[0, 0] < 0 < matrix[0, 1], "the second class is the positive one"

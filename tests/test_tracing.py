@@ -1577,3 +1577,148 @@ def test_published_networks_agree_with_their_autograd_graphs(name, data_dir):
         assert torch.equal(
             found.values[found.structure.output.name], model(x).flatten(1)
         )
+
+
+# --- neurons as nodes, and values that are exchanged ----------------------------------
+
+
+def neurons(x, axis=1):
+    """All elements of a batch, by channel and then by place."""
+    return x.detach().movedim(axis, 1).flatten(1)
+
+
+NEURONS = {
+    # model, input, layer, modules up to its value, axis of the channels, shape
+    "vector": (mlp, VECTOR, "0", lambda m: m[:2], 1, (3,)),
+    "feature map": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 2, 3),
+            nn.Flatten(),
+        ),
+        IMAGE,
+        "0",
+        lambda m: m[:4],
+        1,
+        (4, 3, 3),
+    ),
+    "one place": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        ),
+        IMAGE,
+        "0",
+        lambda m: m[:3],
+        1,
+        (4,),
+    ),
+    "tokens": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2), nn.Flatten(), nn.Linear(10, 2)
+        ),
+        TOKENS,
+        "0",
+        lambda m: m[:2],
+        2,
+        (3, 5),
+    ),
+    "channels last": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten()
+        ).to(memory_format=torch.channels_last),
+        IMAGE,
+        "0",
+        lambda m: m[:2],
+        1,
+        (4, 6, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_neurons_are_all_elements_of_a_value(name):
+    make, shape, layer, upto, axis, arranged = NEURONS[name]
+    model, x = make().eval(), torch.randn(shape)
+    found = trace(model, (x,), nodes="neuron")
+    assert found.structure.layer(layer).shape == arranged
+    torch.testing.assert_close(found.values[layer], neurons(upto(model)(x), axis))
+    channels = trace(model, (x,))
+    assert found.structure.links == channels.structure.links
+    assert found.places == channels.places
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_what_a_layer_is_fed_reaches_its_readers_and_nothing_else(name):
+    make, shape, layer, upto, axis, _ = NEURONS[name]
+    model, x = make().eval(), torch.randn(shape)
+    kept = x.clone()
+    found = trace(model, (x,), nodes="neuron")
+    other = torch.randn_like(found.values[layer])
+    fed = trace(model, (x,), nodes="neuron", fed={found.places[layer]: other})
+    assert torch.equal(fed.values[layer], found.values[layer]), "what it gave before"
+    value = upto(model)(x).detach()
+    read = other.view(value.movedim(axis, 1).shape).movedim(1, axis)
+    rest = model[len(upto(model)) :]
+    output = fed.structure.output.name
+    torch.testing.assert_close(fed.values[output], rest(read).detach().flatten(1))
+    assert fed.structure == found.structure
+    assert fed.places == found.places
+    assert torch.equal(x, kept)
+    assert torch.equal(model(x), model(kept)), "the model itself is as before"
+
+
+def test_feeding_what_was_given_changes_nothing():
+    for make, shape in ((ResNet, IMAGE), (DenseNet, IMAGE), (UNet, IMAGE)):
+        model, x = make().eval(), torch.randn(shape)
+        found = trace(model, (x,), nodes="neuron")
+        hidden = [k.name for k in found.structure.layers if k.kind == "hidden"]
+        assert set(found.places) == set(hidden)
+        fed = {place: found.values[name] for name, place in found.places.items()}
+        again = trace(model, (x,), nodes="neuron", fed=fed)
+        for name, value in found.values.items():
+            torch.testing.assert_close(again.values[name], value)
+
+
+def test_places_do_not_depend_on_the_number_of_samples():
+    for make in (ResNet, DenseNet, UNet, SqueezeExcitation):
+        model = make().eval()
+        found = [
+            trace(model, (torch.randn(n, 1, 8, 8),), nodes="neuron").places
+            for n in (1, 2, 8)
+        ]
+        assert found[0] == found[1] == found[2]
+
+
+def test_all_readers_take_a_value_from_its_place():
+    model = Net(
+        lambda m, x: (lambda h: m.b(h) + m.c(h.relu()))(m.a(x)),
+        a=nn.Linear(4, 3),
+        b=nn.Linear(3, 2),
+        c=nn.Linear(3, 2),
+    )
+    x = torch.randn(N, 4)
+    found = trace(model, (x,), nodes="neuron")
+    other = torch.randn(N, 3)
+    fed = trace(model, (x,), nodes="neuron", fed={found.places["a"]: other}).values
+    with torch.no_grad():
+        torch.testing.assert_close(fed["b"], model.b(other))
+        torch.testing.assert_close(fed["c"], model.c(other.relu()))
+        torch.testing.assert_close(
+            fed["output"], model.b(other) + model.c(other.relu())
+        )
+
+
+def test_a_state_that_is_read_beside_the_sequence_has_no_place():
+    def run(m, x):
+        sequence, (state, _) = m.lstm(x)
+        return m.fc(state[-1] + sequence.mean(1) if m.both else sequence[:, -1])
+
+    parts = {"lstm": nn.LSTM(4, 3, batch_first=True), "fc": nn.Linear(3, 2)}
+    x = torch.randn(TOKENS)
+    both = Net(run, **parts, both=True)
+    assert "lstm" not in trace(both, (x,), nodes="neuron").places
+    alone = trace(Net(run, **parts, both=False), (x,), nodes="neuron")
+    assert "lstm" in alone.places

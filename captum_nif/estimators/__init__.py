@@ -2,7 +2,16 @@
 
 from captum_nif.estimators.edge import EDGE
 from captum_nif.estimators.gaussian import GaussianCopula
+from captum_nif.estimators.mine import MINE
 from captum_nif.estimators.mixed_ksg import MixedKSG
 from captum_nif.estimators.protocol import PMIEstimator, Prepared, Progress
 
-__all__ = ["EDGE", "GaussianCopula", "MixedKSG", "PMIEstimator", "Prepared", "Progress"]
+__all__ = [
+    "EDGE",
+    "MINE",
+    "GaussianCopula",
+    "MixedKSG",
+    "PMIEstimator",
+    "Prepared",
+    "Progress",
+]

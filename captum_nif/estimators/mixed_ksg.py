@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from captum_nif.estimators import fast, plain
+from captum_nif.estimators import fast, gpu, plain
 from captum_nif.estimators.marginals import Centres, Marginals, Variables
 from captum_nif.estimators.protocol import Prepared, Progress
 from captum_nif.estimators.samples import (
@@ -210,7 +211,7 @@ class MixedKSG:
         first, second = self._pair(x, y)
         self._check_neighbours(first.samples - 1)
         points = first.leave_one_out(), second.leave_one_out()
-        engine = fast if fast.takes(*points, self.k) else plain
+        engine = _engine_for(*points, self.k)
         sums = engine.sum_blocks(*points, self.k, self._terms(points[0]))
         total = added_up(sums, (first.size, second.size), first.device, progress)
         return total / first.samples
@@ -291,7 +292,7 @@ class MixedKSG:
     # ------------------------------------------------------------------------ inside
 
     def _pmi(self, x: Centres, y: Centres, progress: Progress | None) -> Tensor:
-        engine = fast if fast.takes(x, y, self.k) else plain
+        engine = _engine_for(x, y, self.k)
         values = engine.pmi_blocks(x, y, self.k, self._terms(x))
         return put_together(values, (x.count, x.size, y.size), x.device, progress)
 
@@ -322,6 +323,12 @@ class MixedKSG:
                 f"k = {self.k} neighbours were asked for, but each point has only "
                 f"{max(others, 0)} other samples; give more samples or use a smaller k."
             )
+
+
+def _engine_for(x: Centres, y: Centres, k: int) -> ModuleType:
+    """The first engine that is for these points and this many neighbours."""
+    takers = (engine for engine in (fast, gpu) if engine.takes(x, y, k))
+    return next(takers, plain)
 
 
 @lru_cache(maxsize=64)

@@ -189,8 +189,8 @@ def _lay_out_tied(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
     order_y, scores_y, y_along_x = y.order[j], y.scores[j], s.y_along_x
     place, sample_at, leader, copies = s.place, s.sample, s.leader, s.copies
     walk_x, walk_y, up, down = s.walk_x, s.walk_y, s.up, s.down
-    for h in range(1, len(place)):  # a slice assignment takes numba seconds to compile
-        place[h] = cumulative[h - 1]
+    for rank in range(1, len(place)):  # assigning slices takes seconds to compile
+        place[rank] = cumulative[rank - 1]
     for q in range(samples):
         sample = np.uintp(order_y[q])
         h = np.uintp(ranks[sample])

@@ -1,0 +1,297 @@
+"""Are attributions true to the network, and what do they cost?
+
+    python -m benchmarks.faithfulness --dataset digits iris --trainings 5
+
+NIF beside Captum's methods (:mod:`benchmarks.methods`), each network trained several
+times: deletion and insertion, infidelity, sensitivity, randomised weights, relevant
+features where they are known, and processor time. An interrupted run goes on where it
+stopped: results are kept in ``faithfulness.json`` of the result folder, and used again
+for the same settings and commit. After changes that are not committed, remove it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.data import Dataset, load_dataset, load_mnist
+from benchmarks.faithfulness_report import build_report
+from benchmarks.methods import METHODS, Method
+from benchmarks.models import accuracy, cnn, mlp, residual_cnn, train
+from benchmarks.perturbation import perturbation_curves
+from benchmarks.planted import planted_patch, planted_table
+from benchmarks.report import argument_parser, commit_of
+from benchmarks.resume import Finished
+from benchmarks.sanity import (
+    infidelity,
+    learned_modules,
+    randomized,
+    rank_correlation,
+    relevant_auc,
+    relevant_mass,
+    sensitivity,
+)
+
+EMBEDDED = ("iris", "digits", "table", "patch")
+DATASETS = (*EMBEDDED, "banknote", "mnist")
+IMAGES = ("digits", "patch", "mnist")
+MNIST_SAMPLES = 6000
+OTHER_WEIGHTS = 10_000
+"""Keeps random weights apart from those that a training began with."""
+
+Build = Callable[[Sequence[int], int, int], nn.Module]
+"""Makes a network from a sample's shape, the number of classes and a seed."""
+
+
+def _mlp(shape: Sequence[int], n_classes: int, seed: int) -> nn.Module:
+    hidden = (32, 16) if len(shape) == 3 else (10, 10)
+    return mlp(math.prod(shape), n_classes, hidden, seed)
+
+
+def _cnn(shape: Sequence[int], n_classes: int, seed: int) -> nn.Module:
+    return cnn(shape, n_classes, channels=(16, 32), seed=seed)
+
+
+def _residual(shape: Sequence[int], n_classes: int, seed: int) -> nn.Module:
+    return residual_cnn(shape, n_classes, seed=seed)
+
+
+NETWORKS: dict[str, Build] = {"MLP": _mlp, "CNN": _cnn, "residual CNN": _residual}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured; part of what a result depends on."""
+
+    samples: int
+    few: int
+    background: int
+    cascade: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A trained network, what methods get to know, and what they explain.
+
+    The seed of its training draws all that measures and methods draw, too: intervals
+    over trainings tell of that chance as well.
+    """
+
+    seed: int
+    model: nn.Module
+    test_accuracy: float
+    background: Tensor
+    inputs: Tensor
+    targets: Tensor
+    donors: Tensor
+    relevant: Tensor | None
+
+
+@cache
+def load(name: str, data_dir: str | None, seed: int) -> tuple[Dataset, Tensor | None]:
+    """A data set, and which features of its test samples decide, where it is known."""
+    if name in ("table", "patch"):
+        return (planted_table if name == "table" else planted_patch)(seed)
+    if name != "mnist":
+        return load_dataset(name, data_dir, seed), None
+    mnist = load_mnist(data_dir, n_train=MNIST_SAMPLES, n_test=1000)
+    halved = [F.avg_pool2d(x, 2) for x in (mnist.x_train, mnist.x_test)]
+    return replace(mnist, x_train=halved[0], x_test=halved[1]), None
+
+
+def make_task(
+    name: str, network: str, training: int, data_dir: str | None, settings: Settings
+) -> Task:
+    """Trains a network; explains the class it predicts for the first test samples.
+
+    Each training has a split of its own (MNIST's is fixed), and planted data are drawn
+    anew. Donors are the test part, which no method has seen.
+    """
+    dataset, relevant = load(name, data_dir, training)
+    shape, classes = dataset.x_train.shape[1:], len(dataset.class_names)
+    model = NETWORKS[network](shape, classes, training)
+    # About 2000 steps whatever the data set, which is where accuracy levels off.
+    epochs = math.ceil(2000 * 32 / len(dataset.x_train))
+    train(model, dataset, training, epochs, learning_rate=2e-3)
+    inputs = dataset.x_test[: settings.samples]
+    with torch.no_grad():
+        targets = model(inputs).argmax(dim=1)
+    return Task(
+        training,
+        model,
+        accuracy(model, dataset.x_test, dataset.y_test),
+        dataset.x_train[: settings.background],
+        inputs,
+        targets,
+        dataset.x_test,
+        None if relevant is None else relevant[: len(inputs)],
+    )
+
+
+def measure(task: Task, method: Method, settings: Settings) -> dict[str, Any]:
+    r"""
+    All measures of one method on one trained network.
+
+    Args:
+
+        task (Task): The network and the samples.
+        method (Method): The method.
+        settings (Settings): How much is measured.
+
+    Returns:
+
+        dict[str, Any]: Numbers by measure, means over samples; curves as lists. NaN
+        where there is nothing to compare with.
+    """
+    seed, few = task.seed, slice(settings.few)
+    # Before anything is timed: what is compiled or loaded on first use.
+    method(task.model, task.background, seed)(task.inputs[:1], task.targets[:1])
+    start = time.process_time()
+    explain = method(task.model, task.background, seed)
+    fitted = time.process_time()
+    maps = explain(task.inputs, task.targets)
+    explained = time.process_time()
+    curves = perturbation_curves(
+        task.model, task.inputs, task.targets, maps, task.donors, seed=seed
+    )
+    some = task.inputs[few], task.targets[few]
+    forgetful = [
+        randomized(task.model, top, seed + OTHER_WEIGHTS)
+        for top in _tops(task.model, settings.cascade)
+    ]
+    # Another seed: methods that draw at random must not agree by drawing the same.
+    randomized_maps = [
+        method(model, task.background, seed + 1)(*some) for model in forgetful
+    ]
+    signed = [rank_correlation(maps[few], other) for other in randomized_maps]
+    unsigned = [
+        rank_correlation(maps[few].abs(), other.abs()) for other in randomized_maps
+    ]
+    known = task.relevant
+    return {
+        "test accuracy": task.test_accuracy,
+        "deletion": float(curves.deletion_area.mean()),
+        "insertion": float(curves.insertion_area.mean()),
+        "gap": float(curves.gap.mean()),
+        "infidelity": infidelity(
+            task.model, task.inputs, task.targets, maps, task.donors, seed=seed
+        ),
+        "sensitivity": sensitivity(explain, *some, seed=seed),
+        "randomized": float(signed[-1].mean()),
+        "randomized |a|": float(unsigned[-1].mean()),
+        "relevant mass": _mean(known, lambda at: relevant_mass(maps, at)),
+        "relevant AUC": _mean(known, lambda at: relevant_auc(maps, at)),
+        "fit, s": fitted - start,
+        "explanation, s": (explained - fitted) / len(maps),
+        "cascade": [float(correlation.mean()) for correlation in signed],
+        "cascade |a|": [float(correlation.mean()) for correlation in unsigned],
+        "shares": curves.shares.tolist(),
+        "deletion curve": curves.deletion.mean(dim=0).tolist(),
+        "insertion curve": curves.insertion.mean(dim=0).tolist(),
+    }
+
+
+def _tops(model: nn.Module, cascade: bool) -> Sequence[int]:
+    """How many modules from the output are randomised, all of them last."""
+    every = len(learned_modules(model))
+    return range(1, every + 1) if cascade else [every]
+
+
+def _mean(relevant: Tensor | None, score: Callable[[Tensor], Tensor]) -> float:
+    return math.nan if relevant is None else float(score(relevant).mean())
+
+
+def results(
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    data_dir: str | None,
+    settings: Settings,
+    finished: Finished,
+) -> Iterator[dict[str, Any]]:
+    """Every result, measured or kept from before, with a progress bar."""
+    pairs = [
+        (name, network)
+        for name in datasets
+        for network in NETWORKS
+        if name in IMAGES or network == "MLP"
+    ]
+    commit = commit_of(Path(__file__).parent)
+    cases = list(itertools.product(pairs, seeds))
+    with tqdm(total=len(cases) * len(METHODS), desc="faithfulness") as bar:
+        for (name, network), training in cases:
+            task = cache(
+                partial(make_task, name, network, training, data_dir, settings)
+            )
+            for method_name, method in METHODS.items():
+                bar.set_postfix_str(f"{name}, {network}: {method_name}")
+                names = {
+                    "dataset": name,
+                    "network": network,
+                    "training": training,
+                    "method": method_name,
+                }
+                key = {**names, **vars(settings), "method is": method.described}
+                measured = finished.result(
+                    {**key, "commit": commit},
+                    lambda: measure(task(), method, settings),  # noqa: B023
+                )
+                yield {**names, **measured}
+                bar.update()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures what is not measured yet, and writes the report."""
+    parser = argument_parser("faithfulness", __doc__ or "", DATASETS, several=True)
+    parser.set_defaults(dataset=list(EMBEDDED))
+    parser.add_argument(
+        "--trainings", type=int, default=3, help="trainings of each network"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=50, help="test samples explained, at most"
+    )
+    parser.add_argument(
+        "--few", type=int, default=10, help="of these, for the costly checks"
+    )
+    parser.add_argument(
+        "--background", type=int, default=500, help="training samples methods get"
+    )
+    parser.add_argument(
+        "--cascade", action="store_true", help="randomise from the top, one by one"
+    )
+    options = parser.parse_args(arguments)
+    settings = Settings(
+        options.samples,
+        options.few,
+        options.background,
+        options.cascade,
+    )
+    torch.set_num_threads(1)
+    with threadpool_limits(1):  # KernelShap's many small systems are slower in two
+        rows = list(
+            results(
+                options.dataset,
+                range(options.seed, options.seed + options.trainings),
+                options.data_dir,
+                settings,
+                Finished(options.out / "faithfulness.json"),
+            )
+        )
+    report = build_report(rows, vars(settings), options.seed)
+    for path in report.write(options.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,401 @@
+"""Independent inputs, against calling modules by hand and against index arithmetic."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from toy_models import N, Net, no_hooks_of_ours
+
+from captum_nif import NIFAttribution, independence
+from captum_nif.activations import Population, batches_of, run_population
+from captum_nif.dataflow import Structure
+from captum_nif.independence import affordable, draw, receptive_fields
+from captum_nif.layers import Layer
+
+
+def population(model, background, extra=(), layers=None, size=64):
+    batches = batches_of(model, background, extra, size)
+    return run_population(model, batches, layers, nodes="neuron")
+
+
+# --- what layers are fed, and what they give ------------------------------------------
+
+
+def cnn():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 2),
+        nn.GELU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(16, 5),
+        nn.LayerNorm(5),
+        nn.Tanh(),
+        nn.Linear(5, 3),
+    ).eval()
+
+
+def test_each_layer_gives_what_its_modules_make_of_what_it_was_fed():
+    model = cnn()
+    model[1].running_mean += 0.3
+    drawn = draw(model, population(model, torch.randn(20, 2, 8, 8)), 50, 0, {})
+    # layer, source, the modules from the layer to its value, shape that it reads
+    for name, source, modules, shape in [
+        ("0", "input", model[0:4], (2, 8, 8)),
+        ("4", "0", model[4:7], (3, 4, 4)),
+        ("9", "4", model[9:12], (16,)),
+        ("12", "9", model[12:], (5,)),
+    ]:
+        read = drawn.fed[source].view(50, *shape).clone()
+        wanted = modules(read).detach().flatten(1)
+        torch.testing.assert_close(drawn.given[name], wanted)
+        assert not torch.allclose(drawn.fed.get(name, wanted + 1), wanted)
+    assert torch.equal(drawn.given["input"], drawn.fed["input"])
+
+
+def test_in_channels_last_and_in_double_precision():
+    model, x = cnn(), torch.randn(20, 2, 8, 8)
+    wanted = draw(model, population(model, x), 30, 0, {})
+    last = model.to(memory_format=torch.channels_last)
+    x = x.to(memory_format=torch.channels_last)
+    found = draw(last, population(last, x), 30, 0, {})
+    double = draw(model.double(), population(model, x.double()), 30, 0, {})
+    for name, value in wanted.given.items():
+        torch.testing.assert_close(found.given[name], value, rtol=1e-4, atol=1e-5)
+        assert double.given[name].dtype == torch.float64
+        torch.testing.assert_close(
+            double.given[name].float(), value, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_branches_that_meet_each_read_what_was_fed():
+    block = Net(
+        lambda m, h, x: m.c(torch.cat([h, m.b(h).sigmoid()], 1)) + x[:, :2],
+        b=nn.Linear(4, 4),
+        c=nn.Linear(8, 2),
+    )
+    model = Net(lambda m, x: m.parts(m.a(x).relu(), x), a=nn.Linear(4, 4), parts=block)
+    drawn = draw(model, population(model, torch.randn(40, 4)), 64, 0, {})
+    x, h = drawn.fed["input"], drawn.fed["a"]
+    b = drawn.fed["parts.b"]
+    with torch.no_grad():
+        torch.testing.assert_close(drawn.given["a"], model.a(x).relu())
+        torch.testing.assert_close(drawn.given["parts.b"], model.parts.b(h).sigmoid())
+        c = model.parts.c(torch.cat([h, b], 1))
+        torch.testing.assert_close(drawn.given["parts.c"], c)
+        c = drawn.fed["parts.c"]
+        torch.testing.assert_close(drawn.given["output"], c + x[:, :2])
+
+
+def test_each_call_of_a_shared_module_is_fed_on_its_own():
+    model = Net(
+        lambda m, x: m.b(m.a(m.a(x).relu()).relu()),
+        a=nn.Linear(4, 4),
+        b=nn.Linear(4, 2),
+    )
+    drawn = draw(model, population(model, torch.randn(40, 4)), 64, 0, {})
+    with torch.no_grad():
+        for name, source in (("a", "input"), ("a:1", "a")):
+            wanted = model.a(drawn.fed[source]).relu()
+            torch.testing.assert_close(drawn.given[name], wanted)
+
+
+def test_sequences_of_tokens():
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Flatten(), nn.Linear(15, 2)
+    )
+    drawn = draw(model, population(model, torch.randn(30, 5, 4)), 40, 0, {})
+    with torch.no_grad():  # nodes are ordered by channel, then by place
+        wanted = model[0](drawn.fed["input"].view(40, 5, 4)).relu().mT.flatten(1)
+        torch.testing.assert_close(drawn.given["0"], wanted)
+        read = drawn.fed["0"].view(40, 6, 5).mT
+        torch.testing.assert_close(drawn.given["2"], model[2](read).mT.flatten(1))
+
+
+def test_values_are_drawn_from_the_background_node_by_node():
+    x = torch.randn(500, 1).expand(-1, 3).clone()  # the same number thrice
+    model = nn.Linear(3, 2)
+    fed = draw(model, population(model, x), 4096, 0, {}).fed["input"]
+    assert torch.isin(fed, x).all()
+    r = torch.corrcoef(fed.T)
+    # independent draws: the standard error of a correlation of 0 is 1 / 64
+    assert (r - torch.eye(3)).abs().max() < 5 / 64
+    torch.testing.assert_close(fed.std(0), x.std(0), rtol=0.1, atol=0.0)
+
+
+def test_members_of_a_group_are_drawn_together():
+    x = torch.arange(50.0)[:, None] + torch.tensor([0.0, 1000.0, 2000.0])
+    model = nn.Linear(3, 2)
+    members = {"input": torch.tensor([0, 1, 0])}
+    fed = draw(model, population(model, x), 200, 0, members).fed["input"]
+    assert (fed[:, 2] - fed[:, 0] == 2000).all()
+    assert (fed[:, 1] - fed[:, 0] != 1000).any()
+
+
+def test_token_ids_come_in_whole_samples_and_embeddings_one_by_one():
+    model = Net(
+        lambda m, i, x: m.c(torch.cat([m.e(i).flatten(1), x], 1)),
+        e=nn.Embedding(9, 3),
+        c=nn.Linear(8, 2),
+    )
+    ids, x = torch.randint(9, (30, 2)), torch.randn(30, 2)
+    drawn = draw(model, population(model, (ids, x)), 60, 0, {})
+    assert torch.equal(drawn.fed["input0"], ids.repeat(2, 1))
+    embedded = model.e(ids).detach().mT.flatten(1).repeat(2, 1)
+    torch.testing.assert_close(drawn.given["e"], embedded)
+    assert not torch.allclose(drawn.fed["e"], embedded)
+    read = drawn.fed["e"].view(60, 3, 2).mT.flatten(1)
+    wanted = model.c(torch.cat([read, drawn.fed["input1"]], 1)).detach()
+    torch.testing.assert_close(drawn.given["c"], wanted)
+
+
+def test_further_arguments_follow_their_samples():
+    model = Net(
+        lambda m, x, scale, shift: m.a(x) * scale + shift,
+        a=nn.Linear(3, 2),
+    )
+    scale = torch.rand(10, 1)
+    people = population(model, torch.randn(10, 3), (scale, 2.5), size=4)
+    drawn = draw(model, people, 25, 0, {})
+    rows = torch.arange(25) % 10  # batches of 4, 4 and 2, over and over
+    wanted = model.a(drawn.fed["input"]) * scale[rows] + 2.5
+    torch.testing.assert_close(drawn.given["a"], wanted.detach())
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("draws", [1, 40, 100])
+def test_as_many_draws_as_asked_for(size, draws):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    told = []
+    people = population(model, torch.randn(40, 3), size=size)
+    drawn = draw(model, people, draws, 0, {}, told.append)
+    for values in (*drawn.fed.values(), *drawn.given.values()):
+        assert len(values) == draws
+    assert sum(told) >= draws
+    with torch.no_grad():
+        wanted = model[:2](drawn.fed["input"])
+    torch.testing.assert_close(drawn.given["0"], wanted)
+
+
+def test_the_seed_decides():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    people = population(model, torch.randn(40, 3))
+    first, again, other = (draw(model, people, 50, seed, {}) for seed in (1, 1, 2))
+    for name in ("input", "0"):
+        assert torch.equal(first.fed[name], again.fed[name])
+        assert not torch.equal(first.fed[name], other.fed[name])
+    for name, value in first.given.items():
+        assert torch.equal(value, again.given[name])
+
+
+# --- receptive fields -----------------------------------------------------------------
+
+
+def reads(length, kernel, stride=1, padding=0, dilation=1):
+    """Along one axis: for each output place, the input places that it reads."""
+    out = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    places = [
+        {o * stride - padding + dilation * k for k in range(kernel)} for o in range(out)
+    ]
+    return [seen & set(range(length)) for seen in places]
+
+
+def product(rows, columns):
+    """Two axes: [places in, places out] for maps of the given lengths."""
+    (seen_r, height), (seen_c, width) = rows, columns
+    field = torch.zeros(height * width, len(seen_r) * len(seen_c), dtype=torch.bool)
+    for (i, r), (j, c) in itertools.product(enumerate(seen_r), enumerate(seen_c)):
+        for a, b in itertools.product(r, c):
+            field[a * width + b, i * len(seen_c) + j] = True
+    return field
+
+
+def after(first, second):
+    """Fields of two windows, one after the other."""
+    return (first.double() @ second.double()) > 0
+
+
+CONVOLUTIONS = {
+    "plain": {"kernel_size": 3},
+    "padding": {"kernel_size": 3, "padding": 1},
+    "stride": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "stride beyond the kernel": {"kernel_size": 1, "stride": 2},
+    "dilation": {"kernel_size": 2, "dilation": 3},
+    "all": {"kernel_size": (3, 2), "stride": (1, 2), "padding": (2, 0), "dilation": 2},
+}
+
+
+def along(options, axis, length):
+    pick = {k: v[axis] if isinstance(v, tuple) else v for k, v in options.items()}
+    return reads(length, pick.pop("kernel_size"), **pick), length
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_fields_of_a_convolution(name):
+    options = CONVOLUTIONS[name]
+    model = nn.Sequential(nn.Conv2d(2, 3, **options), nn.ReLU(), nn.Flatten())
+    model = nn.Sequential(*model, nn.Linear(model(torch.ones(1, 2, 7, 8)).numel(), 2))
+    found = receptive_fields(model, population(model, torch.randn(40, 2, 7, 8)), 0)
+    wanted = product(along(options, 0, 7), along(options, 1, 8))
+    assert torch.equal(found["input", "0"], wanted)
+    assert ("0", "3") not in found, "a linear layer sees everything"
+
+
+def test_fields_of_a_convolution_and_its_pooling():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 3, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 2),
+    ).eval()
+    x = torch.randn(40, 1, 16, 16)
+    found = receptive_fields(model, population(model, x), 0)
+    conv = product(*[(reads(16, 3, padding=1), 16)] * 2)
+    pool = product(*[(reads(16, 2, stride=2), 16)] * 2)
+    assert torch.equal(found["input", "0"], after(conv, pool))
+    conv = product(*[(reads(8, 3, stride=2, padding=1), 8)] * 2)
+    pool = product(*[(reads(4, 2, stride=2), 4)] * 2)
+    assert torch.equal(found["0", "4"], after(conv, pool))
+    assert ("4", "8") not in found
+
+
+def test_fields_along_a_sequence():
+    model = nn.Sequential(
+        nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Conv1d(3, 1, 2), nn.Flatten()
+    )
+    found = receptive_fields(model, population(model, torch.randn(40, 2, 9)), 0)
+    first, second = reads(9, 3), reads(7, 2)
+    for ends, seen, length in (("input", "0"), first, 9), (("0", "2"), second, 7):
+        wanted = [[i in places for places in seen] for i in range(length)]
+        assert found[ends].tolist() == wanted
+
+
+def test_features_that_are_seldom_active_keep_their_links():
+    # blank in 499 of 500 samples, as pixels at the border of drawings are
+    x = torch.zeros(500, 1, 5, 5)
+    x.view(500, 25)[torch.arange(24), torch.arange(24)] = 1.0  # the last never varies
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 3))
+    found = receptive_fields(model, population(model, x), 0)
+    assert found["input", "1"].flatten().tolist() == [True] * 24 + [False]
+
+
+# --- at the door ----------------------------------------------------------------------
+
+
+def test_too_many_neurons_for_memory():
+    vast = torch.zeros(1, dtype=torch.float64).expand(40, 10**7)  # one number held
+    people = Population(
+        Structure((Layer("x", 10**7, "input"),), ()), {"x": vast}, (torch.float64,)
+    )
+    with pytest.raises(ValueError, match=r"all 10,000,000 neurons.*only 13 draws"):
+        affordable(people, 4096)
+    assert affordable(people, 13) == 13
+    small = Population(people.structure, {"x": vast[:, :10]}, people.dtypes)
+    assert affordable(small, 4096) == 4096
+
+
+def test_a_network_too_large_is_refused_before_work_begins(monkeypatch):
+    monkeypatch.setattr(independence, "_BUDGET", 1 << 18)
+    model, passes = cnn(), []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    nif = NIFAttribution(model, preset="faithful")
+    with pytest.raises(ValueError, match=r"200 neurons takes.*nodes='channel'"):
+        nif.fit(torch.randn(40, 2, 8, 8))
+    assert len(passes) < 10, "no receptive fields were looked for"
+    assert not nif.is_fitted
+
+
+class LastState(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.fc(self.lstm(x)[1][0][-1])
+
+
+@pytest.mark.parametrize("options", [{"inputs": "independent"}, {"nodes": "neuron"}])
+def test_states_apart_from_the_sequence_are_refused(options):
+    nif = NIFAttribution(LastState(), **options)
+    advice = "inputs='observed' and nodes='channel'"
+    with pytest.raises(NotImplementedError, match=f"'lstm' hands on several.*{advice}"):
+        nif.fit(torch.randn(40, 4, 3))
+    assert not nif.is_fitted
+    NIFAttribution(LastState()).fit(torch.randn(40, 4, 3))  # as advised
+
+
+def test_expanded_values_are_refused():
+    model = Net(
+        lambda m, x: m.b(m.a(x).relu()[:, :, None].expand(-1, -1, 4)).flatten(1),
+        a=nn.Linear(4, 3),
+        b=nn.Conv1d(3, 2, 3),
+    )
+    with pytest.raises(NotImplementedError, match=r"'a' cannot be exchanged.*observed"):
+        NIFAttribution(model, preset="faithful").fit(torch.randn(40, 4))
+    assert no_hooks_of_ours(model)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda m, x: m.b(m.a(x).relu()) + x[:, :2],  # other links
+        lambda m, x: m.b((m.a(x) * 2).view(-1, 3, 1).flatten(1)),  # other functions
+        lambda m, x: m.b(x.sin()[:, [0, 1, 0]]),  # no such layer
+    ],
+)
+def test_another_path_for_independent_inputs_is_refused(other):
+    def run(m, x):
+        dependent = (x[:, 0] * x[:, 1]).mean() > 0.5
+        return m.b(m.a(x).relu()) if dependent else other(m, x)
+
+    model = Net(run, a=nn.Linear(2, 3), b=nn.Linear(3, 2))
+    x = torch.randn(200, 1).expand(-1, 2).clone()
+    with pytest.raises((ValueError, NotImplementedError)) as caught:
+        NIFAttribution(model, inputs="independent").fit(x)
+    assert "path" in str(caught.value) or "independent inputs" in str(caught.value)
+
+
+# --- what the caller keeps ------------------------------------------------------------
+
+
+def test_nothing_of_the_callers_changes(rng_untouched):
+    model = cnn().requires_grad_()
+    x = torch.randn(20, 2, 8, 8, requires_grad=True)
+    before = x.detach().clone(), {k: v.clone() for k, v in model.state_dict().items()}
+    people = population(model, x)
+    values = {name: value.clone() for name, value in people.values.items()}
+    with rng_untouched():
+        draw(model, people, 50, 0, {})
+        receptive_fields(model, people, 0)
+    assert torch.equal(x, before[0])
+    assert x.grad is None
+    assert all(torch.equal(v, before[1][k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(v, people.values[k]) for k, v in values.items())
+    assert no_hooks_of_ours(model)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_an_exception_leaves_nothing_behind(rng_untouched):
+    def run(m, x):
+        m.calls += 1
+        if m.calls > 2:
+            torch.rand(1)
+            raise KeyError("own error of the model")
+        return m.b(F.relu(m.a(x)))
+
+    model = Net(run, a=nn.Linear(4, 3), b=nn.Linear(3, 2), calls=0)
+    people = population(model, torch.randn(N, 4))
+    with rng_untouched(), pytest.raises(KeyError, match="own error"):
+        draw(model, people, 50, 0, {})
+    assert no_hooks_of_ours(model)
