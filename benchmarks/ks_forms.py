@@ -189,6 +189,7 @@ FORMS: dict[str, Form] = {
     "random": mean_absolute("random", "baseline"),
     "NIF, matrix": matrix(),
     "NIF, class averages": matrix(by_class=True),
+    "NIF neurons, class averages": matrix(by_class=True, nodes="neuron"),
     "NIF, instances": mean_absolute("NIF", "NIF"),
     "NIF paper, matrix": matrix(slow=True, preset="paper"),
     "NIF paper, instances": mean_absolute("NIF, paper", "NIF", slow=True),
