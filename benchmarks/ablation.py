@@ -125,12 +125,12 @@ SKIPPED = {("  EDGE, correlation", "CNN"), ("  EDGE, correlation", "residual CNN
 def measure(task: Task, method: Method, settings: Settings) -> dict[str, Any]:
     """Deletion and insertion of one variant on one trained network, and its cost."""
     start = time.process_time()
-    explain = method(task.model, task.background, settings.seed)
+    explain = method(task.model, task.background, task.seed)
     fitted = time.process_time()
     maps = explain(task.inputs, task.targets)
     explained = time.process_time()
     curves = perturbation_curves(
-        task.model, task.inputs, task.targets, maps, task.donors, seed=settings.seed
+        task.model, task.inputs, task.targets, maps, task.donors, seed=task.seed
     )
     return {
         "test accuracy": task.test_accuracy,
@@ -144,7 +144,7 @@ def measure(task: Task, method: Method, settings: Settings) -> dict[str, Any]:
 
 def results(
     datasets: Sequence[str],
-    trainings: int,
+    seeds: Sequence[int],
     data_dir: str | None,
     settings: Settings,
     finished: Finished,
@@ -156,7 +156,7 @@ def results(
         for name in datasets
         for network in NETWORKS
         if name in IMAGES or network == "MLP"
-        for training in range(settings.seed, settings.seed + trainings)
+        for training in seeds
         for variant in VARIANTS
         if (variant, network) not in SKIPPED
     ]
@@ -225,20 +225,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=50, help="explained, at most")
     parser.add_argument("--background", type=int, default=500, help="samples")
     options = parser.parse_args(arguments)
-    settings = Settings(options.samples, 0, options.background, options.seed, False)
+    settings = Settings(options.samples, 0, options.background, False)
     torch.set_num_threads(1)
     with threadpool_limits(1):
         rows = list(
             results(
                 options.dataset,
-                options.trainings,
+                range(options.seed, options.seed + options.trainings),
                 options.data_dir,
                 settings,
                 Finished(options.out / "ablation.json"),
             )
         )
     rows = with_shares(rows)
-    report = Report("ablation", "Which choices make attributions faithful?", 0)
+    report = Report(
+        "ablation", "Which choices make attributions faithful?", options.seed
+    )
     report.text((__doc__ or "").partition("\n\n")[2].partition("\n\n")[2])
     for (dataset, network), methods in by_network(rows).items():
         report.table(

@@ -1,8 +1,8 @@
 r"""Node values of a population: batches streamed through the model, averages kept.
 
 A :class:`Population` is what probabilities are estimated from: the value of every node
-for every background sample. Only channel averages are held (and the inputs themselves,
-which are nodes one by one), never a feature map.
+for every background sample. Where channels are the nodes only their averages are held
+(and the inputs themselves, which are nodes one by one), never a feature map.
 """
 
 from __future__ import annotations

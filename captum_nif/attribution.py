@@ -65,13 +65,14 @@ class NIFAttribution(Attribution):
     sample of a batch of at least 32 is explained against the rest of the batch.
 
     PMI is positive where two values occur together more often than chance and negative
-    where they do so less often, whether the values are high or low. So the sign of an
-    attribution does not say "for" or "against" a class, nor "raises" or "lowers the
-    logit": maps of one sample for different classes are much alike, and two negative
-    links make a positive path. PMI of a single sample is noisy. Where all attributions
-    are 0, no information was found: dead units, or constant inputs. NoiseTunnel and
-    ``sensitivity_max`` pass many near-copies of a sample in one batch: fit a background
-    first, or neighbours will be copies.
+    where they do so less often, whether the values are high or low. So by default the
+    sign of an attribution does not say "for" or "against" a class, nor "raises" or
+    "lowers the logit": maps of one sample for different classes are much alike, and two
+    negative links make a positive path. ``preset="faithful"`` gives maps whose signs do
+    say so. PMI of a single sample is noisy; see :meth:`standard_error`. Where all
+    attributions are 0, no information was found: dead units, or constant inputs.
+    NoiseTunnel and ``sensitivity_max`` pass many near-copies of a sample in one batch:
+    fit a background first, or neighbours will be copies.
 
     Args:
 
@@ -94,32 +95,38 @@ class NIFAttribution(Attribution):
         normalize (str, optional): Scale of the links when paths are summed. None: as
             printed in Eq. 4. ``"node"``: the absolute weights into each node sum to 1,
             so that routes of different lengths compare. ``"layer"``: those into each
-            layer do. ``"auto"``: None if every layer feeds just the next one, else
-            ``"node"``.
+            layer do. ``"auto"``: None if every layer feeds just the next one, and on
+            the scale of correlation, else ``"node"``.
             Default: ``"auto"``
         preset (str, optional): ``"paper"`` for ``estimator=MixedKSG(formula="paper")``,
             ``beta=5e-4`` and ``normalize=None``, the paper's settings. ``"faithful"``
             for ``estimator=GaussianCopula(marginals="standard")``,
             ``scale="correlation"``, ``nodes="neuron"`` and ``inputs="independent"``:
             signed maps, on which deletion and insertion agree with the model best.
-            Options given besides, other than their defaults, take precedence.
+            Options given besides, other than their defaults as shown in the signature,
+            take precedence.
             Default: None
         scale (str, optional): Of the links. ``"nats"``: (pointwise) mutual information.
             ``"correlation"``: mutual information as Linfoot's correlation, with a sign;
             a sample enters by how far its values deviate from the population's, in
             standard deviations. Then an attribution does say for or against; see
             :mod:`captum_nif.path_analysis` for its equation.
-            Default: ``"nats"``
+            Default: ``"nats"``, or what the preset says
         nodes (str, optional): Of hidden layers. ``"channel"``: channels, averaged over
             places. ``"neuron"``: every element of a feature map, linked to what lies
             in its receptive field.
-            Default: ``"channel"``
+            Default: ``"channel"``, or what the preset says
         inputs (str, optional): What links are estimated from. ``"observed"``: the
             values of the background. ``"independent"``: every layer is fed values that
             are drawn from the background independently for each node, so that a link
             measures what a layer does rather than how its inputs depend on each other
             (Eq. 3's redundancy is then 0 by construction).
-            Default: ``"observed"``
+            Default: ``"observed"``, or what the preset says
+        draws (int, optional): Independent inputs that are drawn, at most: fewer where
+            they would take more than 2 GiB.
+            Default: 4096
+        seed (int, optional): Of the draws. No global random state is used.
+            Default: 0
 
     Raises:
 
@@ -157,9 +164,11 @@ class NIFAttribution(Attribution):
         beta: float = 0.0,
         normalize: Normalize = "auto",
         preset: str | None = None,
-        scale: Scale = "nats",
-        nodes: Nodes = "channel",
-        inputs: Inputs = "observed",
+        scale: Scale | None = None,
+        nodes: Nodes | None = None,
+        inputs: Inputs | None = None,
+        draws: int = 4096,
+        seed: int = 0,
     ) -> None:
         options = chosen(
             preset,
@@ -181,6 +190,8 @@ class NIFAttribution(Attribution):
         self.scale: Scale = options["scale"]
         self.nodes: Nodes = options["nodes"]
         self.inputs: Inputs = options["inputs"]
+        check_positive("draws", draws)
+        self.draws, self.seed = draws, seed
         LinkRule(self.estimator, self.relevance, self.beta)
         self._fitted: tuple[Basis, int] | None = None  # with the model's fingerprint
 
@@ -219,8 +230,9 @@ class NIFAttribution(Attribution):
         r"""
         Run the background through the model and keep the values of all nodes.
 
-        Only channel averages and the inputs themselves are kept, on the model's device.
-        Nothing changes if an exception is raised.
+        The inputs and the values of nodes are kept, on the model's device: channel
+        averages, or where neurons are nodes or inputs are independent, whole feature
+        maps. Nothing changes if an exception is raised.
 
         Args:
 
@@ -702,7 +714,16 @@ class NIFAttribution(Attribution):
     def _setup(self) -> Setup:
         model = cast(nn.Module, self.forward_func)
         rule = LinkRule(self.estimator, self.relevance, self.beta)
-        return Setup(model, self.layers, rule, self.scale, self.nodes, self.inputs)
+        return Setup(
+            model,
+            self.layers,
+            rule,
+            self.scale,
+            self.nodes,
+            self.inputs,
+            self.draws,
+            self.seed,
+        )
 
     def _basis(
         self,

@@ -41,10 +41,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 :mod:`captum_nif.path_analysis`."""
 
 
+_FREE = ("estimator", "scale", "nodes", "inputs")
+"""Options for which None stands for nothing given; for others their default does."""
+
+
 def chosen(preset: str | None, **given: Any) -> dict[str, Any]:
     """Every option: what was given, or else what the preset says, or the default.
-
-    What was given as the default stands for nothing given.
 
     Raises:
         ValueError: if a preset or the name of an option is unknown, or options exclude
@@ -53,7 +55,7 @@ def chosen(preset: str | None, **given: Any) -> dict[str, Any]:
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {list(PRESETS)}, got {preset!r}.")
     found = DEFAULTS | (PRESETS[preset] if preset is not None else {})
-    unset = DEFAULTS | {"estimator": None}
+    unset = DEFAULTS | dict.fromkeys(_FREE)
     found |= {name: x for name, x in given.items() if x != unset[name]}
     _check(found)
     if found["scale"] == "correlation":

@@ -106,7 +106,7 @@ class CorrelationFlow(Flow):
             self._correlation(link)
 
     def _population_weights(self) -> WeightOf:
-        return self._correlation
+        return lambda link: self._correlation(link).clone()
 
     def instance_graphs(
         self,
@@ -123,20 +123,20 @@ class CorrelationFlow(Flow):
         layers, ends = self._up_to(end)
         inputs = {layer.name for layer in layers if layer.kind == "input"}
         fed, gains = self._sample(query)
-        graphs = []
-        for i in range(len(next(iter(fed.values())))):
-            links = []
-            for link in ends:
-                weight = self._correlation(link)
+        links: list[list[Link]] = []
+        for link in ends:
+            weight = self._correlation(link)
+            own = []
+            for i in range(len(fed[link.source])):
                 source = fed[link.source][i] if link.source in inputs else None
                 target = gains[link.target][i] if link.target != end else None
-                weight = _scaled(weight, source, target)
+                scaled = _scaled(weight, source, target)
                 if nodes is not None and link.target == end:
-                    weight = only(weight, nodes[i])
-                links.append(Link(*link, weight))
-                tick()
-            graphs.append(FlowGraph(layers, links))
-        return graphs
+                    scaled = only(scaled, nodes[i])
+                own.append(Link(*link, scaled))
+            links.append(own)
+            tick()
+        return [FlowGraph(layers, own) for own in zip(*links, strict=True)]
 
     def attributions(
         self,
@@ -242,12 +242,12 @@ class CorrelationFlow(Flow):
 
 
 def _scaled(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """A weight, [a, b], times factors of its source and of its target nodes."""
+    """A copy of a weight, [a, b], times factors of its source and target nodes."""
     if weight.is_sparse:
         a, b = weight.indices()
-        values = weight.values()
+        values = weight.values().clone()
         values = values if rows is None else values * rows[a]
         values = values if columns is None else values * columns[b]
-        return sorted_sparse(weight.indices(), values, weight.shape)
-    weight = weight if rows is None else weight * rows.unsqueeze(1)
+        return sorted_sparse(weight.indices().clone(), values, weight.shape)
+    weight = weight.clone() if rows is None else weight * rows.unsqueeze(1)
     return weight if columns is None else weight * columns

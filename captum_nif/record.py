@@ -153,6 +153,11 @@ class Record:
             if len(self.order) - 1 in self._fed:
                 self._feed(x, node, self._fed[len(self.order) - 1])
 
+    def apart(self, output: Tensor, taken: Sequence[Tensor]) -> Tensor:
+        """What a layer returned, with memory of its own where it may be overwritten."""
+        shared = any(_memory(output) == _memory(t) for t in taken)
+        return output.clone() if self._fed and shared else output
+
     def _feed(self, x: Tensor, node: Node, values: Tensor) -> None:
         """Keep what a layer gives, and hand others on to its readers."""
         self.settle(x)

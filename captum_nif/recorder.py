@@ -136,6 +136,9 @@ class Recorder(TorchFunctionMode):
             # an identity: what it returns is to be told from what it took
             output = output.view_as(output)
             tensors = [output]
+        if isinstance(output, Tensor) and not among(output, written):
+            output = self.record.apart(output, taken)
+            tensors = [output]
         for t in written:
             if not among(t, tensors):
                 why = f"it was overwritten inside the layer {source.name!r}"

@@ -93,7 +93,7 @@ def _node(target: object, layer: Layer) -> int:
             f"the nodes of layer {layer.name!r} have shape {layer.shape}: give "
             f"{len(layer.shape)}."
         )
-        if layer.kind == "hidden":
+        if layer.kind == "hidden" and len(layer.shape) == 1:
             message += " A channel is one node, its spatial mean: give the channel."
         raise ValueError(message)
     node = 0

@@ -4,6 +4,8 @@ Inputs are independent, and the class depends on the first feature alone, so the
 one right answer. Nothing here was tuned to these seeds.
 """
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,25 +100,30 @@ def trained(model, x, y):
     return model.eval()
 
 
-def signal_and_noise(architecture, seed, **options):
-    """Mean |attribution| of each feature over samples, and the attribution matrix."""
+@functools.cache
+def problem(architecture, seed):
+    """A trained model, its background, samples, and the features as groups."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     is_image = architecture is cnn
     draw = images if is_image else features
     x = draw(600, generator)
-    mask = torch.arange(9).view(3, 3).repeat_interleave(2, 0).repeat_interleave(2, 1)
     first = x[:, 0, :2, :2].mean((1, 2)) if is_image else x[:, 0]
     model = trained(architecture(), x, (first > 0).long())
+    mask = torch.arange(9).view(3, 3).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    groups = {"feature_mask": mask} if is_image else {}
+    return model, draw(400, generator), draw(40, generator), groups
 
-    nif = NIFAttribution(model, **options).fit(draw(400, generator), batch_size=400)
-    by = {"feature_mask": mask} if is_image else {}
-    samples = draw(40, generator)
-    attributions = nif.attribute(samples, model(samples).argmax(1), **by)
+
+def signal_and_noise(architecture, seed, **options):
+    """Mean |attribution| of each feature over samples, and the attribution matrix."""
+    model, background, samples, groups = problem(architecture, seed)
+    nif = NIFAttribution(model, **options).fit(background, batch_size=len(background))
+    attributions = nif.attribute(samples, model(samples).argmax(1), **groups)
     strength = attributions.abs().mean(0)
-    if is_image:
+    if groups:
         strength = strength[0, ::2, ::2].flatten()
-    return strength, nif.attribution_matrix(**by)
+    return strength, nif.attribution_matrix(**groups)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -104,18 +104,18 @@ def _solve(
     plane = tl.maximum(x, y)
     if roundoff == 0:
         rho = _smallest(plane, FAR, k)
-        inside, reach, coincide = rho, rho, rho == 0
+        inside, reach, apart = rho, rho, rho > 0
     else:
         # The bits of floats that are not negative are in the order of the floats.
         bits = _smallest(plane.to(tl.int64, bitcast=True), FAR_BITS, k)
         rho = bits.to(tl.float64, bitcast=True)
         size = tl.load(magnitudes_x + at_x) + tl.load(magnitudes_y + at_y) + rho
         tolerance = roundoff * size
-        inside, reach, coincide = rho - tolerance, rho + tolerance, rho <= tolerance
+        inside, reach, apart = rho - tolerance, rho + tolerance, rho > tolerance
     count = tl.sum((plane <= reach).to(tl.int32), 0)
-    value = tl.load(joint + coincide.to(tl.int32) * counts + count)
-    value -= _margin(x, inside, reach, coincide, margin, counts)
-    value -= _margin(y, inside, reach, coincide, margin, counts)
+    value = tl.load(joint + tl.where(apart, 0, counts) + count)
+    value -= _margin(x, inside, reach, apart, margin, counts)
+    value -= _margin(y, inside, reach, apart, margin, counts)
     tl.store(pmi + result, value)
 
 
@@ -152,12 +152,12 @@ def _margin(
     along: "Value",
     inside: "Value",
     reach: "Value",
-    coincide: "Value",
+    apart: "Value",
     margin: "Value",
     counts: "Value",
 ) -> "Value":
     """The term of one axis."""
     strict = tl.sum((along < inside).to(tl.int32), 0)
     closed = tl.sum((along <= reach).to(tl.int32), 0)
-    edge = (strict < closed) & ~coincide
-    return tl.load(margin + edge.to(tl.int32) * counts + closed)
+    edge = (strict < closed) & apart
+    return tl.load(margin + tl.where(edge, counts, 0) + closed)
