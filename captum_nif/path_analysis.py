@@ -101,9 +101,11 @@ class CorrelationFlow(Flow):
         return {}
 
     def prepare(self) -> None:
-        """Estimates all links."""
+        """Estimates all links, and what every explanation needs besides."""
         for link in self.links:
-            self._correlation(link)
+            self._product(link)
+            self._moments(link.source, fed=True)
+            self._moments(link.target, fed=False)
 
     def _population_weights(self) -> WeightOf:
         return lambda link: self._correlation(link).clone()

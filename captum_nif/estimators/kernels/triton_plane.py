@@ -19,10 +19,7 @@ Value: TypeAlias = Any
 Triton evaluates annotations, and takes no global names but its own."""
 
 FAR = tl.constexpr(2**31 - 1)
-"""Stands for a distance out of all reach: the largest int32,"""
-
-FAR_BITS = tl.constexpr(0x7FF << 52)
-"""or the bits of infinity, as float64."""
+"""An integer distance out of all reach."""
 
 _WORDS_PER_WARP = 1024
 """Distances, of 32 bits, that a warp has registers for, along x, y and in the plane."""
@@ -103,11 +100,11 @@ def _solve(
     y = _row(distances_y, at_y, samples, roundoff, block)
     plane = tl.maximum(x, y)
     if roundoff == 0:
-        rho = _smallest(plane, FAR, k)
+        rho = _smallest(plane, k)
         inside, reach, apart = rho, rho, rho > 0
     else:
         # The bits of floats that are not negative are in the order of the floats.
-        bits = _smallest(plane.to(tl.int64, bitcast=True), FAR_BITS, k)
+        bits = _smallest(plane.to(tl.int64, bitcast=True), k)
         rho = bits.to(tl.float64, bitcast=True)
         size = tl.load(magnitudes_x + at_x) + tl.load(magnitudes_y + at_y) + rho
         tolerance = roundoff * size
@@ -134,10 +131,9 @@ def _row(
 
 
 @_kernel
-def _smallest(distances: "Value", far: tl.constexpr, k: "Value") -> "Value":
-    """The k-th smallest of integers >= 0, of which at least k are not far."""
-    low = tl.min(distances, 0)
-    high = tl.max(tl.where(distances < far, distances, 0), 0)
+def _smallest(distances: "Value", k: "Value") -> "Value":
+    """The k-th smallest of integers that are not negative."""
+    low, high = tl.min(distances, 0), tl.max(distances, 0)
     while low < high:
         middle = low + (high - low) // 2
         count = tl.sum((distances <= middle).to(tl.int32), 0)
