@@ -118,8 +118,12 @@ VARIANTS: dict[str, Method] = {
 }
 """The variants by name; what is indented differs from the one above in one thing."""
 
-SKIPPED = {("  EDGE, correlation", "CNN"), ("  EDGE, correlation", "residual CNN")}
-"""Too slow: EDGE would estimate millions of pairs from thousands of draws."""
+SKIPPED = {
+    ("  EDGE, correlation", "CNN"),
+    ("  EDGE, correlation", "residual CNN"),
+    ("  of nats", "residual CNN"),
+}
+"""Too slow: millions of pairs of neurons, and of samples for each of them."""
 
 
 def measure(task: Task, method: Method, settings: Settings) -> dict[str, Any]:

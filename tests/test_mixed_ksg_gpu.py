@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +25,8 @@ from torch import Tensor
 
 from captum_nif.estimators import MixedKSG, fast, gpu
 
-SCALES = ["normal", "standard", "raw"]
+SCALES = ["normal", "raw"]
+"""Exact distances, and others; all else about a scale is up to the points."""
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -38,31 +41,35 @@ Run = Callable[..., Any]
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[Run]:
     """Call functions where Triton interprets and all points go to this engine."""
-    yield from _process({"TRITON_INTERPRET": "1"}, _take_everything)
+    with _process(_interpret) as run:
+        yield run
 
 
 @pytest.fixture
 def compiling(tmp_path) -> Iterator[Run]:
     """Call functions where Triton compiles, afresh."""
-    yield from _process({"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"})
+    with _process(_compile_into, str(tmp_path)) as run:
+        yield run
 
 
-def _process(
-    environment: dict[str, str], prepare: Callable[[], None] | None = None
-) -> Iterator[Run]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context, prepare) as pool:
-            yield lambda function, *given: pool.submit(function, *given).result()
+@contextmanager
+def _process(prepare: Callable[..., None], *given: str) -> Iterator[Run]:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, prepare, given) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
 
 
-def _take_everything() -> None:
+def _interpret() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
     fast.takes = lambda *points: False
     gpu.takes = lambda *points: True
     gpu._BUDGET, gpu._SIDE = 40, 2  # many blocks, of two variables of y at most
+
+
+def _compile_into(folder: str) -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_CACHE_DIR"] = folder
 
 
 def explained(
@@ -108,7 +115,7 @@ def variables(n: int, generator: np.random.Generator) -> Tensor:
 
 @needs_triton
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("n", "k"), [(2, 1), (5, 4), (9, 3)])
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (5, 4), (8, 3)])
 def test_samples_as_the_plain_engine(interpreted, scale, n, k):
     x = variables(n, np.random.default_rng(10 * n + k))
     ksg = MixedKSG(k, "corrected", scale)
@@ -144,7 +151,7 @@ def test_queries_as_the_plain_engine(interpreted, n, k, dtype, scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_lattices_that_tie_but_for_rounding(interpreted, scale):
     pixels = torch.randint(0, 12, (60, 5), generator=torch.Generator().manual_seed(1))
-    x = (pixels / 255).double() * 0.3
+    x = pixels.double() / 255
     near, far = x[:, :2], x[:, 2:] + 1000  # which is less exact
     ksg = MixedKSG(6, "paper", scale)
     assert_agrees(interpreted, explained, ksg, near, far, (near[:1], far[:1]))
@@ -267,7 +274,7 @@ def test_compiles_without_a_gpu(compiling):
 
 
 @needs_gpu
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", ["normal", "standard", "raw"])
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (100, 3), (1000, 10), (5000, 200)])
 def test_on_a_gpu_as_on_the_cpu(n, k, scale):
     x = variables(n, np.random.default_rng(n))
