@@ -42,8 +42,27 @@ def test_a_single_link_leads_to_the_class_without_hidden_nodes():
     torch.testing.assert_close(found, nif.attribute(x, targets))
 
 
+def test_beta_is_chosen_on_the_other_trainings():
+    gaps = {  # of trainings 0, 1, 2
+        ablation.BETAS[0]: [0.5, 0.1, 0.2],
+        ablation.BETAS[1]: [0.1, 0.4, 0.3],
+        ablation.BETAS[2]: [0.2, 0.3, 0.3],
+        ablation.BETAS[3]: [0.0, 0.0, 0.0],
+    }
+    rows = [
+        {"dataset": "d", "network": "n", "training": t, "method": beta, "gap": gap}
+        for beta, found in gaps.items()
+        for t, gap in enumerate(found)
+    ]
+    # the sums over the others: .3 .7 .6 without 0, .7 .4 .5 without 1, .6 .5 .5
+    expected = [gaps[ablation.BETAS[1]][0], gaps[ablation.BETAS[0]][1], 0.2]
+    found = ablation.cross_validated(rows)
+    assert [row["gap"] for row in found] == expected
+    assert {row["method"] for row in found} == {ablation.CROSS_VALIDATED}
+
+
 def test_a_small_run_writes_its_report(tmp_path, monkeypatch):
-    few = ["Eq. 4 in nats", "faithful", "single link", ablation.REFERENCE]
+    few = [*ablation.BETAS, "faithful", "single link", ablation.REFERENCE]
     monkeypatch.setattr(ablation, "VARIANTS", {name: VARIANTS[name] for name in few})
     arguments = ["--dataset", "iris", "--trainings", "2", "--samples", "8"]
     main([*arguments, "--out", str(tmp_path)])

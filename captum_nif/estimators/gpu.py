@@ -1,10 +1,11 @@
 """The engine for GPUs: a kernel written in Triton, for all marginals.
 
 It finds what the plain engine finds, to the last bit, and never holds the distances in
-a plane. Where Triton is missing, or cannot compile for a GPU, the plain engine is used.
+a plane. The plain engine remains for more samples, and for GPUs on which Triton is
+missing, does not compile, or is wrong about a small problem.
 
-Only Triton's interpreter, on the CPU, has run this engine so far: that proves what it
-finds, but neither that a given GPU compiles it nor how fast it is there.
+Not run on a GPU so far: Triton's interpreter showed on the CPU what the kernel finds,
+and its compiler made code for several kinds of GPU. Nothing is known about speed.
 """
 
 from __future__ import annotations
