@@ -208,6 +208,33 @@ def scaling_row(method: Method, n: int, seed: int, rounds: int) -> Row:
     }
 
 
+def thread_rows(seed: int, rounds: int) -> list[Row]:
+    """Wall time in one thread and in two, which take turns."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1000, 20_000, generator=generator)
+    y = torch.randn(1000, 64, generator=generator)
+    ksg = MixedKSG(k=3)
+    few, many, targets = (ksg.prepare(values) for values in (x[:, :200], x, y))
+    query = x[:1], y[:1]
+    rows: list[Row] = []
+    for work, run in (
+        ("prepare 20,000 variables", lambda: ksg.prepare(x)),
+        ("MI of 12,800 pairs", lambda: ksg.mi(few, targets)),
+        ("PMI of a query, 1.28 million pairs", lambda: ksg.pmi(many, targets, query)),
+    ):
+        walls: dict[int, list[float]] = {1: [], 2: []}
+        for threads in (1, 2) * (rounds + 1):
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            run()
+            walls[threads].append(time.perf_counter() - start)
+        # the first of each warms up
+        one, two = (statistics.median(taken[1:]) for taken in walls.values())
+        rows.append({"work": work, "one thread, s": one, "faster in two": one / two})
+    torch.set_num_threads(1)
+    return rows
+
+
 # ---------------------------------------------------------------------------- report
 
 
@@ -229,6 +256,12 @@ def tell_times(report: Report, seed: int, rounds: int) -> None:
         "MixedKSG, PMI of queries for 1024 x 64 pairs, samples prepared: processor "
         "time per pair and query on one thread, and how many times longer plain torch "
         "takes.",
+    )
+    report.table(
+        thread_rows(seed, rounds),
+        "threads",
+        "MixedKSG, N = 1000, k = 3: wall time, which tells of threads only where "
+        "nothing else runs.",
     )
 
 
