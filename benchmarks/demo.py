@@ -33,15 +33,14 @@ RED_WHITE_BLUE = LinearSegmentedColormap.from_list("rwb", ["#c0261f", "w", "#1f4
 
 
 class Explained(NamedTuple):
-    """Some images of one data set, with what two methods say of them."""
+    """Some images of one data set, with what some methods say of them."""
 
     name: str
     images: Tensor
     labels: Tensor
     predicted: Tensor
-    nif: Tensor
-    gradients: Tensor
-    row: dict[str, object]
+    maps: dict[str, Tensor]
+    rows: list[dict[str, object]]
 
 
 def explain(
@@ -51,30 +50,37 @@ def explain(
     images, labels = dataset.x_test[chosen], dataset.y_test[chosen]
     # numba compiles on first use, for some seconds in a fresh installation
     NIFAttribution(model).fit(dataset.x_train[:50]).attribute(images[:1], target=0)
-    predicted = model(images).argmax(dim=1)
-    start = time.perf_counter()
-    nif = NIFAttribution(model).fit(dataset.x_train[:background], show_progress=True)
-    fitted = time.perf_counter()
-    maps = nif.attribute(images, target=predicted)
-    explained = time.perf_counter()
-    gradients = IntegratedGradients(model).attribute(images, target=predicted)
-    done = time.perf_counter()
     some = dataset.x_test[:30]
     classes = model(some).argmax(dim=1)
-    own = nif.attribute(some, target=classes)
-    other = nif.attribute(some, target=(classes + 1) % len(dataset.class_names))
-    row = {
-        "data": dataset.name,
-        "test accuracy": accuracy(model, dataset.x_test, dataset.y_test),
-        "background": background,
-        "NIF fit, s": fitted - start,
-        "NIF per image, s": (explained - fitted) / len(chosen),
-        "IG (50 steps) per image, s": (done - explained) / len(chosen),
-        "NIF: correlation of two classes' maps": median_correlation(own, other),
+    others = (classes + 1) % len(dataset.class_names)
+    predicted = model(images).argmax(dim=1)
+    methods: dict[str, NIFAttribution | IntegratedGradients] = {
+        "NIF": NIFAttribution(model),
+        "NIF, faithful": NIFAttribution(model, preset="faithful"),
+        "Integrated Gradients": IntegratedGradients(model),
     }
-    return Explained(
-        dataset.name, images, labels, predicted, maps, gradients.detach(), row
-    )
+    maps: dict[str, Tensor] = {}
+    rows: list[dict[str, object]] = []
+    for name, method in methods.items():
+        start = time.perf_counter()
+        if isinstance(method, NIFAttribution):
+            method.fit(dataset.x_train[:background], show_progress=True)
+        fitted = time.perf_counter()
+        maps[name] = method.attribute(images, target=predicted).detach()
+        explained = time.perf_counter()
+        own, other = (method.attribute(some, target=c) for c in (classes, others))
+        rows.append(
+            {
+                "data": dataset.name,
+                "test accuracy": accuracy(model, dataset.x_test, dataset.y_test),
+                "background": background,
+                "method": name,
+                "fit, s": fitted - start,
+                "per image, s": (explained - fitted) / len(chosen),
+                "correlation of two classes' maps": median_correlation(own, other),
+            }
+        )
+    return Explained(dataset.name, images, labels, predicted, maps, rows)
 
 
 def median_correlation(maps: Tensor, others: Tensor) -> float:
@@ -85,24 +91,20 @@ def median_correlation(maps: Tensor, others: Tensor) -> float:
 
 
 def draw_saliency(sets: list[Explained]) -> Figure:
-    """Original, NIF and Integrated Gradients side by side, a row for each image."""
+    """The original and each method's map side by side, a row for each image."""
     rows = sum(len(s.images) for s in sets)
-    figure = Figure(figsize=(6.4, 2.05 * rows), layout="constrained")
-    axes = figure.subplots(rows, 3, squeeze=False)
-    at = iter(axes)
+    columns = 1 + len(sets[0].maps)
+    figure = Figure(figsize=(2.2 * columns, 2.05 * rows), layout="constrained")
+    at = iter(figure.subplots(rows, columns, squeeze=False))
     for group in sets:
-        for i in range(len(group.images)):
-            image, label = group.images[i], int(group.labels[i])
+        for i, image in enumerate(group.images):
             guess = int(group.predicted[i])
             line = next(at)
-            titles = (
-                f"{group.name}: a {label}, predicted {guess}",
-                f"NIF, class {guess}",
-                f"Integrated Gradients, class {guess}",
-            )
-            _show(figure, line[0], image, image, "original_image", titles[0])
-            _show(figure, line[1], group.nif[i], image, "heat_map", titles[1])
-            _show(figure, line[2], group.gradients[i], image, "heat_map", titles[2])
+            title = f"{group.name}: a {int(group.labels[i])}, predicted {guess}"
+            _show(figure, line[0], image, image, "original_image", title)
+            for axis, (name, maps) in zip(line[1:], group.maps.items(), strict=True):
+                title = f"{name}, class {guess}"
+                _show(figure, axis, maps[i], image, "heat_map", title)
     return figure
 
 
@@ -187,13 +189,17 @@ def main() -> None:
 
     report = Report("demo", "Neural Information Flow: a demonstration", options.seed)
     report.table(
-        [s.row for s in sets], "time", "What was explained, and how long it took:"
+        [row for s in sets for row in s.rows],
+        "time",
+        "What was explained, how long it took, and how much the maps of an image for "
+        "two classes are alike (the median over 30 images; 1 is the same map):",
     )
     report.figure(
         draw_saliency(sets),
         "saliency",
-        "Left to right: the image, NIF, Integrated Gradients (zero baseline). NIF is "
-        "blue where values along the paths occur together more often than chance.",
+        "Left to right: the image; NIF, blue where values along the paths occur "
+        "together more often than chance; its preset, blue for the class and red "
+        "against it; Integrated Gradients (zero baseline).",
     )
     rows = [
         {"feature": feature, **dict(zip(iris.class_names, line, strict=True))}
