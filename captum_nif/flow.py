@@ -260,6 +260,7 @@ class Flow:
             dict of str to Tensor: float64, [nodes of ``end``, nodes of the input].
         """
         blocks = list(self._blocks(query))
+        classes = classes.to(next(iter(self.values.values())).device)
 
         def averaged(link: Ends) -> Tensor:
             sums = torch.zeros(

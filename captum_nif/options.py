@@ -40,7 +40,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 ``"faithful"``: what deletion and insertion favour; see
 :mod:`captum_nif.path_analysis`."""
 
-
 _FREE = ("estimator", "scale", "nodes", "inputs")
 """Options for which None stands for nothing given; for others their default does."""
 
