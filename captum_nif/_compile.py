@@ -7,6 +7,7 @@ whose width and sign are numba's business, are :data:`Int`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
@@ -26,12 +27,21 @@ def kernel(function: _Function) -> _Function:
     The cache knows a kernel by its own file: while developing, remove ``__pycache__``
     after a change in a kernel that others, in other files, call.
     """
+    return _compiled(function)
+
+
+def routine(function: _Function) -> _Function:
+    """Compile ``function`` for the kernels that call it, and for nobody else.
+
+    The way in from Python, which takes apart every array of the arguments, costs a
+    third of the time to compile.
+    """
+    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def _compiled(function: _Function, **options: Any) -> _Function:
+    njit: Any = partial(numba.njit, nogil=True, error_model="numpy", **options)
     try:
-        compiled: Any = _compiling(cache=True)(function)
+        return cast("_Function", njit(cache=True)(function))
     except RuntimeError:  # numba has no folder to write to
-        compiled = _compiling(cache=False)(function)
-    return cast("_Function", compiled)
-
-
-def _compiling(cache: bool) -> Any:
-    return numba.njit(nogil=True, cache=cache, error_model="numpy")
+        return cast("_Function", njit()(function))

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from captum_nif._compile import kernel
 from captum_nif.estimators import MixedKSG, fast, marginals, plain
+from captum_nif.estimators.kernels import lanes
 from captum_nif.estimators.parallel import in_threads
 
 
@@ -75,7 +77,7 @@ def test_both_engines_agree_on_all_kinds_of_variables(
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("k", [10, 31])
+@pytest.mark.parametrize("k", [10, 20, 31])
 def test_engines_agree_for_many_neighbours(k):
     x = variables(200, np.random.default_rng(k))
     ksg = MixedKSG(k)
@@ -83,6 +85,35 @@ def test_engines_agree_for_many_neighbours(k):
     with plain_engine():
         assert torch.equal(quick[0], ksg.mi(x, x))
         assert torch.equal(quick[1], ksg.pmi(x[5:], x[5:], query=(x[:5], x[:5])))
+
+
+@pytest.mark.parametrize("capacity", fast.CAPACITIES)
+def test_lists_keep_the_smallest_in_order(capacity):
+    @kernel
+    def listed(values, capacity, lists):
+        kept = lanes.smallest(capacity, 1, np.int32(1 << 20))
+        for i in range(0, len(values), 4 * lanes.WIDTH):
+            kept = lanes.insert_four(
+                kept,
+                lanes.load(values, i),
+                lanes.load(values, i + lanes.WIDTH),
+                lanes.load(values, i + 2 * lanes.WIDTH),
+                lanes.load(values, i + 3 * lanes.WIDTH),
+            )
+        lanes.store(lists, 0, kept[0])
+        lanes.store(lists, lanes.WIDTH, kept[-2])
+        lanes.store(lists, 2 * lanes.WIDTH, kept[-1])
+
+    generator = np.random.default_rng(capacity)
+    for count in (4, 16, 100):
+        for largest in (3, 1 << 19):  # with ties and almost without
+            values = generator.integers(0, largest, (count, 16), dtype=np.int32)
+            found = np.empty((3, 16), np.int32)
+            listed(values.reshape(-1), (0,) * capacity, found.reshape(-1))
+            far = np.full((capacity, 16), 1 << 20)
+            kept = np.sort(np.concatenate([values, far]), axis=0)[: capacity - 1]
+            kept = np.concatenate([np.full((1, 16), -1), kept])
+            np.testing.assert_array_equal(found, kept[[0, -2, -1]])
 
 
 def test_the_plain_engine_takes_what_the_fast_one_leaves():
@@ -122,6 +153,7 @@ def test_threads_change_nothing(two_threads, monkeypatch):
     x = variables(60, np.random.default_rng(0))
     queries = x[:7], x[:7]
     monkeypatch.setattr(fast, "_SIDE", 3)
+    monkeypatch.setattr(fast, "_RESULTS", 100)  # so that every kernel has many blocks
 
     def everything() -> tuple[Tensor, ...]:
         ksg = MixedKSG(5)
@@ -184,9 +216,10 @@ for locator in caching.CacheImpl._locator_classes:
     locator.ensure_cache_path = refuse
 
 import numpy as np
-from captum_nif.estimators.kernels.grid import cumulated, grid_of
-print(type(cumulated._cache).__name__)
-print(cumulated(np.array([[2, 5, 5]], np.int16), grid_of(3)))
+from captum_nif.estimators.kernels.grid import grid_of
+from captum_nif.estimators.kernels.population import _put_in_order, axis_of
+print(type(_put_in_order._cache).__name__)
+print(axis_of(np.array([[2, 5, 5]], np.int16), grid_of(3)).cumulative)
 """
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

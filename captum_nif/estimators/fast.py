@@ -26,7 +26,7 @@ from captum_nif.estimators.marginals import (
 from captum_nif.estimators.parallel import in_threads
 from captum_nif.estimators.terms import Sums, Terms, Values
 
-CAPACITIES = (4, 8, 12, 16, 32, 64)
+CAPACITIES = (4, 8, 12, 16, 24, 32, 64)
 """Neighbours that a kernel keeps at hand, one more than k at least. Each is compiled by
 itself, when it is first needed."""
 
@@ -79,7 +79,7 @@ def _sums(x: RankedSamples, y: RankedSamples, k: int, terms: Terms) -> Iterator[
 
     def work(pairs: tuple[slice, slice]) -> Sums:
         columns, others = pairs
-        total = population.mutual_information(
+        total, _ = population.mutual_information(
             _by_variable(x.ranks[:, columns]),
             _by_variable(y.ranks[:, others]),
             k,
@@ -105,13 +105,14 @@ def _samples(
 
     def work(pairs: tuple[slice, slice]) -> Values:
         columns, others = pairs
-        pmi = population.pointwise(
+        _, pmi = population.mutual_information(
             _by_variable(x.ranks[:, columns]),
             _by_variable(y.ranks[:, others]),
             k,
             room,
             grid,
             *tables,
+            pointwise=True,
         )
         return everyone, columns, others, torch.from_numpy(pmi).permute(2, 0, 1)
 
@@ -127,19 +128,32 @@ def _queries(
 
     grid, room = grid_of(x.others + 1), _room_for(k)
     tables = terms.joint.numpy().reshape(-1), terms.margin.numpy().reshape(-1)
-    ranks_x, untied_x = x.ranks.numpy(), x.untied.numpy()
+    ranks_x, untied_x = x.ranks.numpy().reshape(-1), x.untied.numpy()
     queries_x = _contiguous(x.query_ranks)
 
     # Few rows at a time, then as many variables of y as the distances to them allow.
     height = max(1, min(x.count, _BUDGET // x.others))
     width_y = max(1, min(y.size, _BUDGET // (height * x.others)))
-    width_x = max(16, min(512, _RESULTS // (height * width_y)))
+    width_x = max(64, min(512, _RESULTS // (height * width_y)))
     for rows, others in product(blocks(x.count, height), blocks(y.size, width_y)):
-        way = instance.approach(
-            _by_variable(y.ranks[:, others]),
+        ranks_y = _by_variable(y.ranks[:, others])
+        way = instance.approach_from(
             _contiguous(y.query_ranks[rows, others]),
+            y.untied[others].numpy(),
             grid,
+            x.others,
         )
+
+        def lead(
+            columns: slice,
+            ranks: NDArray[Any] = ranks_y,
+            way: instance.Approach = way,
+        ) -> None:
+            instance.fill(way, ranks, columns.start, columns.stop, grid)
+
+        per_variable = way.order.size // len(ranks_y)
+        for _ in in_threads(lead, blocks(len(ranks_y), 1 + _RESULTS // per_variable)):
+            pass
 
         def work(
             columns: slice,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from typing import TypeVar
 
 import torch
@@ -27,7 +28,10 @@ def in_threads(
         [1, 2, 3]
     """
     threads = torch.get_num_threads()
-    if threads == 1:
+    tasks = iter(tasks)
+    first = list(islice(tasks, 2))
+    tasks = chain(first, tasks)
+    if threads == 1 or len(first) == 1:  # one task is not worth starting threads
         yield from map(work, tasks)
         return
     under_way: deque[Future[_Result]] = deque()

@@ -55,11 +55,6 @@ def fixed_point(nats: Tensor) -> Tensor:
     return torch.round(nats * FIXED_POINT).long()
 
 
-def to_nats(terms: Tensor) -> Tensor:
-    """Sums of terms in nats, float64."""
-    return terms.double().div_(FIXED_POINT)
-
-
 def added_up(
     sums: Iterable[Sums],
     shape: tuple[int, int],
@@ -72,7 +67,7 @@ def added_up(
         total[columns, others] += block
         if progress is not None:
             progress(count * block.numel())
-    return to_nats(total)
+    return total.double().div_(FIXED_POINT)
 
 
 def put_together(
@@ -82,9 +77,9 @@ def put_together(
     progress: Progress | None,
 ) -> Tensor:
     """PMI of points in nats, [N, a, b], from an engine's blocks."""
-    pmi = torch.zeros(shape, dtype=torch.int64, device=device)
+    pmi = torch.empty(shape, dtype=torch.float64, device=device)
     for rows, columns, others, block in values:
         pmi[rows, columns, others] = block
         if progress is not None:
             progress(block.numel())
-    return to_nats(pmi)
+    return pmi.div_(FIXED_POINT)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from captum_nif._compile import Int, kernel
+from captum_nif._compile import Int, routine
 from captum_nif.estimators.kernels import lanes
 from captum_nif.estimators.kernels.grid import IntArray, Ranks
 from captum_nif.estimators.kernels.lanes import Lanes
 
 
-@kernel
+@routine
 def entries_up_to(
     scores: IntArray, before: Ranks, origin: Int, shift: Int, score: Lanes
 ) -> tuple[Lanes, Lanes]:
@@ -29,24 +29,28 @@ def entries_up_to(
     return below, lanes.tally(entry, following, score)
 
 
-@kernel
+@routine
 def around_query(
     scores: IntArray,
     before: Ranks,
     origin: Int,
     shift: Int,
     cumulative: Ranks,
+    untied: bool,
     spread: Lanes,
     offset: Lanes,
     rank: Lanes,
+    centre: Lanes,
     rho: Lanes,
 ) -> tuple[Lanes, Lanes]:
     """Samples within rho of each lane's query along one axis.
 
-    The grid is that of N + 1 samples, on which ``rank`` is twice that of the query;
-    ``cumulative`` counts the N samples by themselves, up to their doubled rank h at
-    ``(h << spread) + offset``. These ranks are the same as on the grid below the query,
-    one less than its own where they equal it, and two less above it.
+    The grid is that of N + 1 samples, on which ``rank`` is twice that of the query and
+    ``centre`` its score; ``cumulative`` counts the N samples by themselves, up to their
+    doubled rank h at ``(h << spread) + offset``. These ranks are the same as on the
+    grid below the query, one less than its own where they equal it, and two less above
+    it. Where all samples are ``untied``, h / 2 of them are up to h, and ``cumulative``
+    is not looked at.
 
     Returns:
 
@@ -54,7 +58,6 @@ def around_query(
     """
     one, two = lanes.splat(np.int32(1)), lanes.splat(np.int32(2))
     below, upto = lanes.subtract(rank, two), lanes.subtract(rank, one)
-    centre = lanes.gather(scores, rank)
     low, low_too = entries_up_to(
         scores, before, origin, shift, lanes.subtract(centre, rho)
     )
@@ -64,6 +67,15 @@ def around_query(
     low, low_too = lanes.minimum(low, below), lanes.minimum(low_too, below)
     high = lanes.maximum(lanes.subtract(high, two), upto)
     high_too = lanes.maximum(lanes.subtract(high_too, two), upto)
+    if untied:
+        return (
+            lanes.subtract(
+                lanes.shift_right(high_too, one), lanes.shift_right(low, one)
+            ),
+            lanes.subtract(
+                lanes.shift_right(high, one), lanes.shift_right(low_too, one)
+            ),
+        )
     closed = lanes.subtract(
         _spread(cumulative, high_too, spread, offset),
         _spread(cumulative, low, spread, offset),
@@ -75,12 +87,12 @@ def around_query(
     return closed, inside
 
 
-@kernel
+@routine
 def _spread(array: Ranks, at: Lanes, spread: Lanes, offset: Lanes) -> Lanes:
     return lanes.gather(array, lanes.add(lanes.shift_left(at, spread), offset))
 
 
-@kernel
+@routine
 def term_at(closed: Lanes, inside: Lanes, rho: Lanes, terms: Int) -> Lanes:
     """Which of an axis's 2 x ``terms`` terms counts, the samples themselves left out.
 

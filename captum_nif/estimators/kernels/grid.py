@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_nif._compile import Int, kernel
+from captum_nif._compile import Int, routine
 from captum_nif.estimators.marginals import normal_scores
 
 IntArray = NDArray[np.int32]
@@ -55,22 +55,24 @@ def grid_of(samples: int) -> Grid:
     )
 
 
-@kernel
-def cumulated(ranks: Ranks, grid: Grid) -> Ranks:
-    """Number of samples up to each doubled rank, for variables [variables, N]."""
-    size, samples = ranks.shape
-    cumulative = np.zeros((size, 2 * samples + 2), grid.before.dtype)
-    for v in range(size):
-        for i in range(samples):
+@routine
+def cumulate(ranks: Ranks, cumulative: Ranks) -> None:
+    """Count samples up to each doubled rank h, of variables [variables, N].
+
+    Sets ``cumulative``, [variables, 2 N + 2].
+    """
+    for v in range(len(ranks)):
+        for h in range(cumulative.shape[1]):
+            cumulative[v, h] = 0
+        for i in range(ranks.shape[1]):
             cumulative[v, np.uintp(ranks[v, i])] += 1
         total = 0
-        for h in range(2 * samples + 2):
+        for h in range(cumulative.shape[1]):
             total += cumulative[v, h]
             cumulative[v, h] = total
-    return cumulative
 
 
-@kernel
+@routine
 def entries_up_to(
     scores: IntArray, before: Ranks, origin: Int, shift: Int, score: Int
 ) -> tuple[Int, Int]:
@@ -82,7 +84,7 @@ def entries_up_to(
     return at + np.uintp(following < score), at + np.uintp(following <= score)
 
 
-@kernel
+@routine
 def within(
     scores: IntArray,
     before: Ranks,

@@ -1,10 +1,10 @@
 """Instance workload: a few queries against N samples, for all pairs of variables.
 
 Here the sixteen lanes are sixteen variables of x. For one query and one variable of y,
-samples are visited in the order of their distance from the query along y, on both
-sides at once; each visit reads one row of distances along x, contiguous in memory, and
-updates the k nearest of all sixteen pairs. It ends when the next sample is further
-along y than the k-th neighbour of every lane.
+samples are visited in the order of their distance from the query along y; each visit
+reads one row of distances along x, contiguous in memory, and updates the k nearest of
+all sixteen pairs. It ends when the next sample is further along y than the k-th
+neighbour of every lane.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_nif._compile import Int, kernel
+from captum_nif._compile import Int, kernel, routine
 from captum_nif.estimators.kernels import lanes
 from captum_nif.estimators.kernels.around import around_query, term_at
 from captum_nif.estimators.kernels.grid import (
@@ -22,7 +22,7 @@ from captum_nif.estimators.kernels.grid import (
     IntArray,
     LongArray,
     Ranks,
-    cumulated,
+    cumulate,
 )
 from captum_nif.estimators.kernels.lanes import Lanes
 from captum_nif.estimators.kernels.scan import NOWHERE
@@ -30,61 +30,109 @@ from captum_nif.estimators.kernels.scan import NOWHERE
 Bools = NDArray[np.bool_]
 
 STEPS = 4
-"""Visits on each side between two looks at whether they may end."""
+"""Visits between two looks at whether they may end."""
+
+
+PANEL = 32
+"""Variables copied together, so that whole cache lines of a row are used."""
 
 
 class Approach(NamedTuple):
     """How to visit samples in the order of their distance from queries along y.
 
     Attributes:
-        cumulative: Number of samples up to each doubled rank, [y, 2 N + 2].
         ranks: Doubled rank of each query on the grid of N + 1, [queries, y].
-        order: Samples in ascending order, [y, N + 2 STEPS], padded on both sides.
-        distance: Their distance from each query, [queries, y, N + 2 STEPS], padded
-            with distances larger than any.
-        start: Position of the first sample not below a query, [queries, y].
+        untied: Whether all samples of a variable differ, [y].
+        cumulative: Number of samples up to each doubled rank, [y, 2 N + 2].
+        order: Samples by their distance from each query, [queries, y, N + STEPS].
+        distance: These distances; in the padding, one larger than any.
     """
 
-    cumulative: Ranks
     ranks: IntArray
+    untied: Bools
+    cumulative: Ranks
     order: IntArray
     distance: IntArray
-    start: IntArray
+
+
+def approach_from(
+    queries: IntArray, untied: Bools, grid: Grid, samples: int
+) -> Approach:
+    """Room for the way from queries [queries, y], to be filled in."""
+    ways = (*queries.shape, samples + STEPS)
+    return Approach(
+        queries,
+        untied,
+        np.empty((len(untied), 2 * samples + 2), grid.before.dtype),
+        np.empty(ways, np.int32),
+        np.empty(ways, np.int32),
+    )
 
 
 @kernel
-def approach(ranks: Ranks, queries: IntArray, grid: Grid) -> Approach:
-    """Measure the way from queries [queries, y] to all samples [y, N] along y."""
-    size, samples = ranks.shape
-    cumulative = cumulated(ranks, grid)
+def fill(approach: Approach, ranks: Ranks, start: Int, stop: Int, grid: Grid) -> None:
+    """Fill in the variables start, ..., stop - 1, given all samples [y, N]."""
+    samples = ranks.shape[1]
+    queries, order, distance = approach.ranks, approach.order, approach.distance
+    cumulative = approach.cumulative
+    cumulate(ranks[start:stop], cumulative[start:stop])
     scores = grid.scores
-    order = np.zeros((size, samples + 2 * STEPS), np.int32)
-    distance = np.full((len(queries), size, samples + 2 * STEPS), NOWHERE, np.int32)
-    start = np.empty((len(queries), size), np.int32)
+    # In ascending order, and with one entry before the first and after the last.
+    ascending, ordered, way = np.empty((3, samples + 2), np.int32)
+    way[0] = way[samples + 1] = NOWHERE
     place = np.empty(2 * samples + 2, np.int32)
-    ordered = np.empty(samples, np.int32)
-    for v in range(size):
-        place[0] = place[1] = STEPS
+    for v in range(start, stop):
+        place[0] = place[1] = 1
         for h in range(2, 2 * samples + 2):
-            place[h] = STEPS + cumulative[v, h - 1]
+            place[h] = 1 + cumulative[v, h - 1]
         for i in range(samples):
             own = np.uintp(ranks[v, i])
-            order[v, np.uintp(place[own])] = i
-            ordered[np.uintp(place[own] - STEPS)] = own
+            at = np.uintp(place[own])
+            ascending[at], ordered[at] = i, own
             place[own] += 1
         for q in range(len(queries)):
             rank = queries[q, v]
-            below = cumulative[v, rank - 2]
-            upto = cumulative[v, rank - 1]
-            start[q, v] = STEPS + below
-            score, way = scores[rank], distance[q, v, STEPS : STEPS + samples]
-            for p in range(below):
+            score = scores[rank]
+            below, upto = cumulative[v, rank - 2], cumulative[v, rank - 1]
+            for p in range(1, below + 1):
                 way[p] = score - scores[np.uintp(ordered[p])]
-            for p in range(below, upto):
+            for p in range(below + 1, upto + 1):
                 way[p] = 0
-            for p in range(upto, samples):
+            for p in range(upto + 1, samples + 1):
                 way[p] = scores[np.uintp(ordered[p] + 2)] - score
-    return Approach(cumulative, queries, order, distance, start)
+            _merge(ascending, way, np.intp(below), order[q, v], distance[q, v])
+            for p in range(samples, samples + STEPS):
+                order[q, v, p], distance[q, v, p] = 0, NOWHERE
+
+
+@routine
+def _merge(
+    samples: IntArray, way: IntArray, below: Int, order: IntArray, distance: IntArray
+) -> None:
+    """Merge the samples below a query, and the others, by their distance from it.
+
+    Both are known by ``samples`` and ``way`` from the second to the last but one entry,
+    in ascending order along the axis; outside are distances larger than any. The query
+    is above the first ``below``. The result is filled from both ends at once, so that
+    the processor has two merges to do instead of waiting for one; among samples at the
+    same distance, those above come first.
+    """
+    count = len(samples) - 2
+    down, up = below, below + 1
+    lowest, highest = 1, count
+    for p in range((count + 1) // 2):
+        upwards = way[np.uintp(up)] <= way[np.uintp(down)]
+        nearest = np.uintp(up if upwards else down)
+        order[p], distance[p] = samples[nearest], way[nearest]
+        up += upwards
+        down += upwards - 1
+        lower = way[np.uintp(lowest)] >= way[np.uintp(highest)]
+        lower &= lowest <= below
+        furthest = np.uintp(lowest if lower else highest)
+        last = np.uintp(count - 1 - p)
+        order[last], distance[last] = samples[furthest], way[furthest]
+        lowest += lower
+        highest += lower - 1
 
 
 @kernel
@@ -105,36 +153,42 @@ def pointwise(
 
     Args:
 
-        ranks: Twice the mean rank of all samples, [N, x].
+        ranks: Twice the mean rank of all samples, [N * x], one sample after the other.
         untied: Whether all samples of a variable differ, [x].
         start: First variable,
         stop: and the one after the last.
         queries: Twice the ranks of queries, as sample N + 1, [queries, x].
-        way: The same along y, from :func:`approach`.
+        way: The same along y, from :func:`fill`.
         k: Number of neighbours.
         capacity: Any tuple longer than k.
         grid: Of N + 1.
         joint: The terms of the formula for the plane, row after row,
         margin: and those for an axis.
     """
-    samples = len(ranks)
-    pmi = np.empty((len(queries), stop - start, len(way.order)), np.int64)
-    own = np.zeros(samples * lanes.WIDTH, ranks.dtype)
+    size = len(untied)
+    samples = len(ranks) // size
+    pmi = np.empty((len(queries), stop - start, len(way.untied)), np.int64)
+    panel = np.empty((PANEL // lanes.WIDTH, samples * lanes.WIDTH), ranks.dtype)
     cumulative = np.empty((2 * samples + 2) * lanes.WIDTH, grid.before.dtype)
     distance = np.empty(samples * lanes.WIDTH, np.int32)
-    query = np.full(lanes.WIDTH, 2, np.int32)
+    query = np.empty(lanes.WIDTH, np.int32)
     for first in range(start, stop, lanes.WIDTH):
-        end = min(first + lanes.WIDTH, stop)
-        _take(ranks, first, end, own)
-        _cumulate(own, untied[first:end], cumulative)
+        width = min(lanes.WIDTH, stop - first)
+        if (first - start) % PANEL == 0:
+            _take(ranks, size, first, min(PANEL, stop - first), panel)
+        own = panel[(first - start) % PANEL // lanes.WIDTH]
+        all_untied = _all(untied[first : first + width])
+        if not all_untied:
+            _cumulate(own, cumulative)
         for q in range(len(queries)):
-            for v in range(first, end):
-                query[v - first] = queries[q, v]
+            for v in range(lanes.WIDTH):
+                query[v] = queries[q, first + min(v, width - 1)]
             rank = lanes.load(query, 0)
             _measure(own, rank, grid.scores, distance)
             _explain(
                 distance,
                 cumulative,
+                all_untied,
                 rank,
                 way,
                 q,
@@ -143,33 +197,42 @@ def pointwise(
                 grid,
                 joint,
                 margin,
-                pmi[q, first - start : end - start],
+                pmi[q, first - start : first - start + width],
             )
     return pmi
 
 
-@kernel
-def _take(ranks: Ranks, start: Int, stop: Int, own: Ranks) -> None:
-    """Copy the ranks of up to sixteen variables, one sample after the other."""
-    size = ranks.shape[1]
-    everything = ranks.reshape(-1)
-    for i in range(len(ranks)):
-        if stop - start == lanes.WIDTH:
-            row = lanes.load(everything, i * size + start)
-            lanes.store(own, i * lanes.WIDTH, row)
-        else:
-            for v in range(start, stop):
-                own[i * lanes.WIDTH + v - start] = ranks[i, v]
+@routine
+def _all(flags: Bools) -> bool:
+    result = True
+    for flag in flags:  # np.all takes long to compile
+        result = result and flag
+    return result
 
 
-@kernel
-def _cumulate(own: Ranks, untied: Bools, cumulative: Ranks) -> None:
-    """Number of samples up to each doubled rank, for up to sixteen variables."""
-    if np.all(untied):
-        for h in range(len(cumulative) // lanes.WIDTH):
-            lanes.store(cumulative, h * lanes.WIDTH, lanes.splat(np.int32(h // 2)))
-        return
-    cumulative[:] = 0
+@routine
+def _take(ranks: Ranks, size: Int, first: Int, width: Int, panel: Ranks) -> None:
+    """Copy the ranks of ``PANEL`` variables, or fewer and more of the last.
+
+    One sample after the other, for sixteen variables and then for the next ones.
+    """
+    for i in range(panel.shape[1] // lanes.WIDTH):
+        at = i * size + first
+        for v in range(0, PANEL, lanes.WIDTH):
+            own = panel[v // lanes.WIDTH]
+            if v + lanes.WIDTH <= width:
+                lanes.store(own, i * lanes.WIDTH, lanes.load(ranks, at + v))
+            else:
+                for lane in range(lanes.WIDTH):
+                    rank = ranks[at + min(v + lane, width - 1)]
+                    own[i * lanes.WIDTH + lane] = rank
+
+
+@routine
+def _cumulate(own: Ranks, cumulative: Ranks) -> None:
+    """Number of samples up to each doubled rank, for sixteen variables."""
+    for i in range(len(cumulative)):
+        cumulative[i] = 0
     for i in range(0, len(own), lanes.WIDTH):
         for v in range(lanes.WIDTH):
             cumulative[np.uintp(own[i + v]) * lanes.WIDTH + np.uintp(v)] += 1
@@ -179,7 +242,7 @@ def _cumulate(own: Ranks, untied: Bools, cumulative: Ranks) -> None:
         lanes.store(cumulative, i, total)
 
 
-@kernel
+@routine
 def _measure(own: Ranks, query: Lanes, scores: IntArray, distance: IntArray) -> None:
     """Distances from a query to all samples along sixteen variables.
 
@@ -194,10 +257,11 @@ def _measure(own: Ranks, query: Lanes, scores: IntArray, distance: IntArray) -> 
         lanes.store(distance, i, lanes.distance(lanes.gather(scores, rank), centre))
 
 
-@kernel
+@routine
 def _explain(
     distance: IntArray,
     cumulative: Ranks,
+    untied: bool,
     rank: Lanes,
     way: Approach,
     q: Int,
@@ -213,35 +277,31 @@ def _explain(
     nowhere = lanes.smallest(capacity, len(capacity) - k - 1, NOWHERE)
     zero, terms = lanes.splat(np.int32(0)), len(margin) // 2
     by_lane, k_samples = lanes.splat(np.int32(4)), lanes.splat(np.int32(k))
+    centre = lanes.gather(scores, rank)
     term, term_x, term_y = np.empty((3, lanes.WIDTH), np.int32)
-    for j in range(len(way.order)):
-        samples, along_y = way.order[j], way.distance[q, j]
+    for j in range(len(way.untied)):
+        samples, along_y = way.order[q, j], way.distance[q, j]
         nearest = nowhere
-        up, down = way.start[q, j], way.start[q, j] - 1
+        visits = np.intp(0)
         while True:
-            for _ in range(STEPS):
-                row = lanes.load(distance, samples[up] * lanes.WIDTH)
-                nearest = lanes.insert(
-                    nearest, lanes.maximum(row, lanes.splat(along_y[up]))
-                )
-                row = lanes.load(distance, samples[down] * lanes.WIDTH)
-                nearest = lanes.insert(
-                    nearest, lanes.maximum(row, lanes.splat(along_y[down]))
-                )
-                up += 1
-                down -= 1
-            up = min(up, len(samples) - STEPS)
-            down = max(down, STEPS - 1)
-            next_one = min(along_y[up], along_y[down])
-            if lanes.mask_at_most(lanes.splat(next_one), nearest[-2]) == 0:
+            nearest = lanes.insert_four(
+                nearest,
+                _plane(distance, samples, along_y, visits),
+                _plane(distance, samples, along_y, visits + 1),
+                _plane(distance, samples, along_y, visits + 2),
+                _plane(distance, samples, along_y, visits + 3),
+            )
+            visits += STEPS
+            next_one = lanes.splat(along_y[np.uintp(visits)])
+            if lanes.mask_at_most(next_one, nearest[-2]) == 0:
                 break
-        rho, count = nearest[-2], k_samples
+        rho = nearest[-2]
+        count = k_samples
         if lanes.mask_at_most(nearest[-1], rho) != 0:
             # More samples than k may be that near: count those visited.
             count = zero
-            for p in range(down + 1, up):
-                row = lanes.load(distance, samples[p] * lanes.WIDTH)
-                d = lanes.maximum(row, lanes.splat(along_y[p]))
+            for visit in range(visits):
+                d = _plane(distance, samples, along_y, visit)
                 count = lanes.tally(count, d, rho)
         closed_x, inside_x = around_query(
             scores,
@@ -249,9 +309,11 @@ def _explain(
             origin,
             shift,
             cumulative,
+            untied,
             by_lane,
             lanes.numbered(),
             rank,
+            centre,
             rho,
         )
         closed_y, inside_y = around_query(
@@ -260,9 +322,11 @@ def _explain(
             origin,
             shift,
             way.cumulative[j],
+            way.untied[j],
             zero,
             zero,
             lanes.splat(way.ranks[q, j]),
+            lanes.splat(scores[np.uintp(way.ranks[q, j])]),
             rho,
         )
         coinciding = lanes.add(count, lanes.splat(np.int32(terms)))
@@ -275,3 +339,13 @@ def _explain(
                 - margin[np.uintp(term_x[v])]
                 - margin[np.uintp(term_y[v])]
             )
+
+
+@routine
+def _plane(
+    distance: IntArray, samples: IntArray, along_y: IntArray, visit: Int
+) -> Lanes:
+    """Distances in the plane to the sample of a visit."""
+    at = np.uintp(visit)
+    along_x = lanes.load(distance, samples[at] * lanes.WIDTH)
+    return lanes.maximum(along_x, lanes.splat(along_y[at]))

@@ -17,6 +17,9 @@ from numba.extending import intrinsic, models, register_model
 
 WIDTH = 16
 
+IN_REGISTERS = 24
+"""Entries of a list, and of what is inserted, that AVX-512 holds in registers."""
+
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_I32, WIDTH)
@@ -242,15 +245,56 @@ def smallest(typing: Any, capacity: Any, below: Any, above: Any) -> Any:
 
 
 @_operation
-def insert(typing: Any, sorted_lists: Any, lanes: Any) -> Any:
-    """Insert a value into the sorted list of each lane; the largest one drops out."""
+def insert_four(typing: Any, sorted_lists: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Insert four values into the sorted list of each lane; the four largest drop out.
+
+    The values are sorted, and merged with the list by Batcher's bitonic network (1968):
+    the list from its start and the values from their end, entry by entry, have the
+    smallest of both between them, rising and then falling. That takes two thirds of the
+    work of one value after the other. Lists too long for the registers of a processor
+    are gone through in order, one value after the other all the same.
+    """
+    length = len(sorted_lists)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        old = cgutils.unpack_tuple(builder, args[0])  # type: ignore[no-untyped-call]
-        # Each entry depends only on old ones: no chain from the first to the last.
-        new = [_minimum(builder, old[0], args[1])]
-        for before, entry in pairwise(old):
-            new.append(_minimum(builder, entry, _maximum(builder, before, args[1])))
-        return cgutils.pack_array(builder, new)  # type: ignore[no-untyped-call]
+        entries = cgutils.unpack_tuple(builder, args[0])  # type: ignore[no-untyped-call]
+        if length <= IN_REGISTERS:
+            entries = _merged(builder, entries, list(args[1:]))
+        else:
+            for value in args[1:]:
+                entries = _inserted(builder, entries, value)
+        return cgutils.pack_array(builder, entries)  # type: ignore[no-untyped-call]
 
-    return sorted_lists(sorted_lists, lanes_type), codegen
+    return sorted_lists(sorted_lists, a, b, c, d), codegen
+
+
+def _inserted(builder: Any, entries: list[Any], value: Any) -> list[Any]:
+    # Each entry depends only on old ones: no chain from the first to the last.
+    new = [_minimum(builder, entries[0], value)]
+    for before, entry in pairwise(entries):
+        new.append(_minimum(builder, entry, _maximum(builder, before, value)))
+    return new
+
+
+def _merged(builder: Any, entries: list[Any], new: list[Any]) -> list[Any]:
+    for pair in ((0, 1), (2, 3), (0, 2), (1, 3), (1, 2)):
+        _exchange(builder, new, *pair)
+    count = len(entries)
+    for i, value in enumerate(reversed(new), count - len(new)):
+        entries[i] = _minimum(builder, entries[i], value)
+    # A list whose length is no power of two is merged as if entries below all others
+    # were before its first: these would stay where they are.
+    absent = (1 << (count - 1).bit_length()) - count
+    apart = (absent + count) // 2
+    while apart:
+        for low in range(absent, absent + count - apart):
+            if not low & apart:
+                _exchange(builder, entries, low - absent, low + apart - absent)
+        apart //= 2
+    return entries
+
+
+def _exchange(builder: Any, values: list[Any], low: int, high: int) -> None:
+    first, second = values[low], values[high]
+    values[low] = _minimum(builder, first, second)
+    values[high] = _maximum(builder, first, second)

@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from captum_nif._compile import Int, kernel
+from captum_nif._compile import Int, kernel, routine
 from captum_nif.estimators.kernels import lanes
 from captum_nif.estimators.kernels.grid import (
     Grid,
     IntArray,
     LongArray,
     Ranks,
-    cumulated,
+    cumulate,
     within,
 )
 from captum_nif.estimators.kernels.scan import (
@@ -74,17 +74,28 @@ class Axis(NamedTuple):
     distinct: IntArray
 
 
-@kernel
 def axis_of(ranks: Ranks, grid: Grid) -> Axis:
     """Order variables by counting their ranks [variables, N]."""
     size, samples = ranks.shape
-    table = grid.scores
-    scores = np.empty((size, samples), np.int32)
-    order = np.empty((size, samples), ranks.dtype)
-    # Room to load sixteen lanes at the last sample.
-    ordered = np.full((size, samples + lanes.WIDTH), FAR, np.int32)
-    distinct = np.zeros(size, np.int32)
-    cumulative = cumulated(ranks, grid)
+    axis = Axis(
+        ranks,
+        scores=np.empty((size, samples), np.int32),
+        order=np.empty_like(ranks),
+        # Room to load sixteen lanes at the last sample.
+        ordered=np.full((size, samples + lanes.WIDTH), FAR, np.int32),
+        cumulative=np.empty((size, 2 * samples + 2), grid.before.dtype),
+        distinct=np.zeros(size, np.int32),
+    )
+    _put_in_order(axis, grid.scores)
+    return axis
+
+
+@kernel
+def _put_in_order(axis: Axis, table: IntArray) -> None:
+    size, samples = axis.ranks.shape
+    ranks, scores, order, ordered = axis.ranks, axis.scores, axis.order, axis.ordered
+    cumulative, distinct = axis.cumulative, axis.distinct
+    cumulate(ranks, cumulative)
     place = np.empty(2 * samples + 2, np.int32)
     for v in range(size):
         for h in range(2, 2 * samples + 2):
@@ -96,7 +107,6 @@ def axis_of(ranks: Ranks, grid: Grid) -> Axis:
             place[rank] += 1
             scores[v, i] = ordered[v, at] = table[rank]
             order[v, at] = i
-    return Axis(ranks, scores, order, ordered, cumulative, distinct)
 
 
 class Scratch(NamedTuple):
@@ -124,33 +134,22 @@ class Scratch(NamedTuple):
     pmi: LongArray
 
 
-@kernel
-def scratch_for(samples: Int) -> Scratch:
+def scratch_for(samples: int) -> Scratch:
     """Allocate working memory."""
-    room = samples + lanes.WIDTH
     walk_x = np.full(samples + 2 * PADDING, FAR, np.int32)
     walk_x[:PADDING] = -FAR
+    room = dict.fromkeys(Scratch._fields, samples + lanes.WIDTH)
+    room.update(walk_y=samples + 2 * PADDING, place=2 * samples + 2)
+    room.pop("walk_x")
+    room.pop("pmi")
     return Scratch(
-        walk_x,
-        np.zeros(samples + 2 * PADDING, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(2 * samples + 2, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int64),
+        walk_x=walk_x,
+        pmi=np.zeros(samples, np.int64),
+        **{name: np.zeros(size, np.int32) for name, size in room.items()},
     )
 
 
-@kernel
+@routine
 def lay_out(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
     """Put the samples of a pair in order of x, then of y; thin out coinciding ones.
 
@@ -182,7 +181,7 @@ def lay_out(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
     return n
 
 
-@kernel
+@routine
 def _lay_out_tied(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
     samples = x.ranks.shape[1]
     ranks, cumulative, ordered = x.ranks[i], x.cumulative[i], x.ordered[i]
@@ -223,7 +222,7 @@ def _lay_out_tied(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
     return n
 
 
-@kernel
+@routine
 def walk(n: Int, k: Int, capacity: tuple[int, ...], s: Scratch) -> Int:
     """Find rho of all points, sixteen at a time.
 
@@ -244,14 +243,24 @@ def walk(n: Int, k: Int, capacity: tuple[int, ...], s: Scratch) -> Int:
         step = 1
         while step <= LONGEST:
             x_up, x_down, y_up, y_down = x, x, y, y
-            for _ in range(STEPS):
+            for _ in range(0, STEPS, 2):
+                x_next = lanes.subtract(lanes.load(walk_x, here + step), x)
+                y_next = lanes.distance(lanes.load(walk_y, here + step), y)
+                x_last = lanes.subtract(x, lanes.load(walk_x, here - step))
+                y_last = lanes.distance(lanes.load(walk_y, here - step), y)
+                step += 1
                 x_up = lanes.subtract(lanes.load(walk_x, here + step), x)
                 y_up = lanes.distance(lanes.load(walk_y, here + step), y)
-                nearest = lanes.insert(nearest, lanes.maximum(x_up, y_up))
                 x_down = lanes.subtract(x, lanes.load(walk_x, here - step))
                 y_down = lanes.distance(lanes.load(walk_y, here - step), y)
-                nearest = lanes.insert(nearest, lanes.maximum(x_down, y_down))
                 step += 1
+                nearest = lanes.insert_four(
+                    nearest,
+                    lanes.maximum(x_next, y_next),
+                    lanes.maximum(x_last, y_last),
+                    lanes.maximum(x_up, y_up),
+                    lanes.maximum(x_down, y_down),
+                )
             # What lies further on is at least this far: along x if x differs already,
             # else along y within the run, or at the next x.
             ahead = lanes.maximum(x_up, lanes.minimum(y_up, up))
@@ -271,7 +280,7 @@ def walk(n: Int, k: Int, capacity: tuple[int, ...], s: Scratch) -> Int:
     return late
 
 
-@kernel
+@routine
 def finish(
     late: Int, x: Axis, i: Int, y: Axis, j: Int, k: Int, grid: Grid, s: Scratch
 ) -> None:
@@ -299,7 +308,7 @@ def finish(
         counts[p] = count - 1
 
 
-@kernel
+@routine
 def evaluate(
     n: Int,
     x: Axis,
@@ -341,7 +350,7 @@ def evaluate(
         )
 
 
-@kernel
+@routine
 def solve(
     x: Axis,
     i: Int,
@@ -363,16 +372,44 @@ def solve(
 
 
 @kernel
-def mutual_information(
-    ranks_x: Ranks,
-    ranks_y: Ranks,
+def _solve_all(
+    x: Axis,
+    y: Axis,
     k: Int,
     capacity: tuple[int, ...],
     grid: Grid,
     joint: LongArray,
     margin: LongArray,
-) -> LongArray:
-    """Sum of PMI over all samples, for all pairs of variables, [x, y].
+    s: Scratch,
+    total: LongArray,
+    pmi: LongArray,
+) -> None:
+    """Set ``total`` [x, y] to sums of PMI, and ``pmi`` [x, y, N], if that has room."""
+    for i in range(len(x.distinct)):
+        for j in range(len(y.distinct)):
+            # Walk along the axis with more ties.
+            a, u, b, v = x, i, y, j
+            if x.distinct[i] > y.distinct[j]:
+                a, u, b, v = y, j, x, i
+            n = solve(a, u, b, v, k, capacity, grid, joint, margin, s)
+            for p in range(n):
+                total[i, j] += s.copies[p] * s.pmi[p]
+            for p in range(pmi.shape[2]):
+                pmi[i, j, s.sample[p]] = s.pmi[s.leader[p]]
+
+
+def mutual_information(
+    ranks_x: Ranks,
+    ranks_y: Ranks,
+    k: int,
+    capacity: tuple[int, ...],
+    grid: Grid,
+    joint: LongArray,
+    margin: LongArray,
+    *,
+    pointwise: bool = False,
+) -> tuple[LongArray, LongArray]:
+    """PMI of all pairs of variables: its sum over samples, [x, y], and each sample's.
 
     Args:
 
@@ -383,46 +420,12 @@ def mutual_information(
         grid: Of N.
         joint: The terms of the formula for the plane,
         margin: and those for an axis.
-    """
-    x, y = axis_of(ranks_x, grid), axis_of(ranks_y, grid)
-    s = scratch_for(ranks_x.shape[1])
-    total = np.zeros((len(ranks_x), len(ranks_y)), np.int64)
-    for i in range(len(ranks_x)):
-        for j in range(len(ranks_y)):
-            # Walk along the axis with more ties.
-            if x.distinct[i] <= y.distinct[j]:
-                n = solve(x, i, y, j, k, capacity, grid, joint, margin, s)
-            else:
-                n = solve(y, j, x, i, k, capacity, grid, joint, margin, s)
-            for p in range(n):
-                total[i, j] += s.copies[p] * s.pmi[p]
-    return total
-
-
-@kernel
-def pointwise(
-    ranks_x: Ranks,
-    ranks_y: Ranks,
-    k: Int,
-    capacity: tuple[int, ...],
-    grid: Grid,
-    joint: LongArray,
-    margin: LongArray,
-) -> LongArray:
-    """PMI of all samples for all pairs of variables, [x, y, N].
-
-    Arguments are those of :func:`mutual_information`.
+        pointwise: Whether to keep each sample's, [x, y, N]; else [x, y, 0].
     """
     x, y = axis_of(ranks_x, grid), axis_of(ranks_y, grid)
     samples = ranks_x.shape[1]
+    total = np.zeros((len(ranks_x), len(ranks_y)), np.int64)
+    pmi = np.empty((*total.shape, samples if pointwise else 0), np.int64)
     s = scratch_for(samples)
-    pmi = np.empty((len(ranks_x), len(ranks_y), samples), np.int64)
-    for i in range(len(ranks_x)):
-        for j in range(len(ranks_y)):
-            if x.distinct[i] <= y.distinct[j]:
-                solve(x, i, y, j, k, capacity, grid, joint, margin, s)
-            else:
-                solve(y, j, x, i, k, capacity, grid, joint, margin, s)
-            for p in range(samples):
-                pmi[i, j, s.sample[p]] = s.pmi[s.leader[p]]
-    return pmi
+    _solve_all(x, y, k, capacity, grid, joint, margin, s, total, pmi)
+    return total, pmi

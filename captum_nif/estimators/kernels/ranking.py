@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_nif._compile import Int, kernel
+from captum_nif._compile import Int, kernel, routine
 from captum_nif.estimators.kernels.grid import IntArray, Ranks
 
 Bits = NDArray[np.uint32] | NDArray[np.uint64]
@@ -74,7 +74,7 @@ def rank(
                 ranks[i, first + v] = panel[v, i]
 
 
-@kernel
+@routine
 def sort(keys: Bits, order: IntArray, count: IntArray) -> tuple[Bits, IntArray]:
     """Keys in ascending order and where each came from; overwrites its arguments.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_nif._compile import Int, kernel
+from captum_nif._compile import Int, kernel, routine
 from captum_nif.estimators.kernels.grid import LongArray
 
 Floats = NDArray[np.float64]
@@ -89,7 +89,7 @@ def pointwise(
     return pmi
 
 
-@kernel
+@routine
 def nearest_along(
     ordered: Floats,
     order: LongArray,
@@ -144,7 +144,7 @@ def nearest_along(
             nearest[at] = d
 
 
-@kernel
+@routine
 def margin_of(
     ordered: Floats,
     a: float,
@@ -164,7 +164,7 @@ def margin_of(
     return margin[int(closed > strict and not coincide), closed]
 
 
-@kernel
+@routine
 def interval(
     ordered: Floats, a: float, unit: float, bound: float, closed: bool
 ) -> tuple[Int, Int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from captum_nif._compile import Int, kernel
+from captum_nif._compile import Int, routine
 from captum_nif.estimators.kernels import lanes
 from captum_nif.estimators.kernels.grid import IntArray
 
@@ -12,7 +12,7 @@ NOWHERE = np.int32(np.iinfo(np.int32).max)
 """Larger than any distance."""
 
 
-@kernel
+@routine
 def count_within(
     ordered: IntArray, other: IntArray, low: Int, high: Int, a: Int, b: Int, rho: Int
 ) -> Int:
@@ -23,7 +23,7 @@ def count_within(
     """
     centre_a, centre_b = lanes.splat(np.int32(a)), lanes.splat(np.int32(b))
     reach = lanes.splat(np.int32(rho))
-    count = 0
+    count = np.intp(0)
     for at in range(low, high, lanes.WIDTH):
         d = lanes.maximum(
             lanes.distance(lanes.load(ordered, at), centre_a),
@@ -33,7 +33,7 @@ def count_within(
     return count
 
 
-@kernel
+@routine
 def nearest_within(
     ordered: IntArray,
     other: IntArray,
@@ -65,7 +65,7 @@ def nearest_within(
     """
     centre_a, centre_b = lanes.splat(np.int32(a)), lanes.splat(np.int32(b))
     reach = lanes.splat(np.int32(bound))
-    n = 0
+    n = np.intp(0)
     for at in range(low, high, lanes.WIDTH):
         d = lanes.maximum(
             lanes.distance(lanes.load(ordered, at), centre_a),
@@ -84,7 +84,7 @@ def nearest_within(
     return _select(found, n, rank, bound)
 
 
-@kernel
+@routine
 def _select_of_few(values: IntArray, n: Int, rank: Int) -> tuple[Int, Int]:
     """The value of given rank among at most sixteen, and how many are up to it."""
     everything = lanes.load(values, 0)
@@ -97,7 +97,7 @@ def _select_of_few(values: IntArray, n: Int, rank: Int) -> tuple[Int, Int]:
     return best, up_to_best
 
 
-@kernel
+@routine
 def _select(values: IntArray, n: Int, rank: Int, bound: Int) -> tuple[Int, Int]:
     """The same among any number of values, by halving the interval that holds it."""
     low, high = -1, bound  # too few values up to low, enough up to high
@@ -121,7 +121,7 @@ def _select(values: IntArray, n: Int, rank: Int, bound: Int) -> tuple[Int, Int]:
     return high, up_to_high
 
 
-@kernel
+@routine
 def first(count: Int) -> Int:
     """Mask of the first ``count`` lanes, of all if there are more."""
     return np.int32((1 << min(count, lanes.WIDTH)) - 1)
