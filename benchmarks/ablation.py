@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -25,25 +24,18 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.faithfulness import (
-    DATASETS,
-    IMAGES,
-    NETWORKS,
-    Settings,
-    Task,
-    make_task,
-)
 from benchmarks.faithfulness_summary import (
     REFERENCE,
     across,
     by_network,
-    interval,
     with_shares,
 )
+from benchmarks.intervals import interval
 from benchmarks.methods import METHODS, Explain, Method, nif
 from benchmarks.perturbation import perturbation_curves
-from benchmarks.report import Report, argument_parser, commit_of
-from benchmarks.resume import Finished
+from benchmarks.report import Report, argument_parser
+from benchmarks.resume import Finished, digest_of_sources
+from benchmarks.trained import DATASETS, Task, make_task, pairs
 from captum_nif import EDGE, GaussianCopula, MixedKSG, NIFAttribution
 from captum_nif.tracing import find_layers
 
@@ -131,7 +123,7 @@ SKIPPED = {
 """Too slow: millions of pairs of neurons, and of samples for each of them."""
 
 
-def measure(task: Task, method: Method, settings: Settings) -> dict[str, Any]:
+def measure(task: Task, method: Method) -> dict[str, Any]:
     """Deletion and insertion of one variant on one trained network, and its cost."""
     start = time.process_time()
     explain = method(task.model, task.background, task.seed)
@@ -155,34 +147,28 @@ def results(
     datasets: Sequence[str],
     seeds: Sequence[int],
     data_dir: str | None,
-    settings: Settings,
+    settings: Mapping[str, int],
     finished: Finished,
 ) -> Iterator[dict[str, Any]]:
     """Every result, measured or kept from before, with a progress bar."""
-    commit = commit_of(Path(__file__).parent)
+    sources = digest_of_sources()
     cases = [
         (name, network, training, variant)
-        for name in datasets
-        for network in NETWORKS
-        if name in IMAGES or network == "MLP"
+        for name, network in pairs(datasets)
         for training in seeds
         for variant in VARIANTS
         if (variant, network) not in SKIPPED
     ]
-    tasks = cache(partial(make_task, data_dir=data_dir, settings=settings))
+    tasks = cache(partial(make_task, data_dir=data_dir, **settings))
     with tqdm(cases, desc="ablation") as bar:
         for name, network, training, variant in bar:
             bar.set_postfix_str(f"{name}, {network}: {variant.strip()}")
             names = {"dataset": name, "network": network, "training": training}
             method = VARIANTS[variant]
-            key = {**names, **vars(settings), "method": method.described}
+            key = {**names, **settings, "method": method.described}
             measured = finished.result(
-                {**key, "commit": commit},
-                lambda: measure(
-                    tasks(name, network, training),  # noqa: B023
-                    method,  # noqa: B023
-                    settings,
-                ),
+                {**key, "sources": sources},
+                lambda: measure(tasks(name, network, training), method),  # noqa: B023
             )
             yield {**names, "method": variant, **measured}
 
@@ -264,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=50, help="explained, at most")
     parser.add_argument("--background", type=int, default=500, help="samples")
     options = parser.parse_args(arguments)
-    settings = Settings(options.samples, 0, options.background, False)
+    settings = {"samples": options.samples, "background": options.background}
     torch.set_num_threads(1)
     with threadpool_limits(1):
         rows = list(

@@ -63,9 +63,10 @@ def explain(
     rows: list[dict[str, object]] = []
     for name, method in methods.items():
         start = time.perf_counter()
+        fitted = start
         if isinstance(method, NIFAttribution):
             method.fit(dataset.x_train[:background], show_progress=True)
-        fitted = time.perf_counter()
+            fitted = time.perf_counter()
         maps[name] = method.attribute(images, target=predicted).detach()
         explained = time.perf_counter()
         own, other = (method.attribute(some, target=c) for c in (classes, others))
@@ -131,19 +132,33 @@ def _show(
     axis.set_title(title, fontsize=9)
 
 
-def iris_matrix(seed: int) -> tuple[Dataset, Tensor, float]:
+class Matrix(NamedTuple):
+    """The attribution matrix of a network for a data set, and its standard errors."""
+
+    dataset: Dataset
+    values: Tensor
+    errors: Tensor
+    test_accuracy: float
+
+
+def iris_matrix(seed: int) -> Matrix:
     """The attribution matrix of an MLP on Iris, [4 features, 3 species]."""
     iris = load_iris(seed)
     model = train(mlp(4, 3, (10, 10), seed), iris, seed, epochs=60, learning_rate=0.01)
-    matrix = NIFAttribution(model).fit(iris.x_train).attribution_matrix()
-    return iris, matrix, accuracy(model, iris.x_test, iris.y_test)
+    nif = NIFAttribution(model).fit(iris.x_train)
+    correct = accuracy(model, iris.x_test, iris.y_test)
+    return Matrix(iris, nif.attribution_matrix(), nif.standard_error(), correct)
 
 
-def draw_matrix(matrix: Tensor, dataset: Dataset) -> Figure:
+def draw_matrix(matrix: Matrix) -> Figure:
     """The attribution matrix as a heat map with its numbers."""
-    figure = Figure(figsize=(7.0, 2.6), layout="constrained")
+    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
     plot_attribution_matrix(
-        matrix, dataset.feature_names, dataset.class_names, figure.subplots()
+        matrix.values,
+        matrix.dataset.feature_names,
+        matrix.dataset.class_names,
+        figure.subplots(),
+        standard_error=matrix.errors,
     )
     return figure
 
@@ -185,7 +200,7 @@ def main() -> None:
     sets = [explain(digits, model, chosen, background=1000)]
     mnist = with_mnist(options.data_dir, options.seed)
     sets += [mnist] if mnist is not None else []
-    iris, matrix, iris_accuracy = iris_matrix(options.seed)
+    matrix = iris_matrix(options.seed)
 
     report = Report("demo", "Neural Information Flow: a demonstration", options.seed)
     report.table(
@@ -202,15 +217,20 @@ def main() -> None:
         "against it; Integrated Gradients (zero baseline).",
     )
     rows = [
-        {"feature": feature, **dict(zip(iris.class_names, line, strict=True))}
-        for feature, line in zip(iris.feature_names, matrix.tolist(), strict=True)
+        {"feature": feature, **dict(zip(matrix.dataset.class_names, line, strict=True))}
+        for feature, line in zip(
+            matrix.dataset.feature_names, matrix.values.tolist(), strict=True
+        )
     ]
     report.table(
         rows,
         "iris",
-        f"Attribution matrix of an MLP on Iris (test accuracy {iris_accuracy:.3f}):",
+        "Attribution matrix of an MLP on Iris "
+        f"(test accuracy {matrix.test_accuracy:.3f}):",
     )
-    report.figure(draw_matrix(matrix, iris), "iris", "The same as a heat map.")
+    report.figure(
+        draw_matrix(matrix), "iris", "The same as a heat map, with standard errors."
+    )
     files = report.write(options.out)
     print(files[-1].read_text())
     print("Written:", ", ".join(str(file) for file in files))

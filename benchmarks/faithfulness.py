@@ -6,7 +6,7 @@ NIF beside Captum's methods (:mod:`benchmarks.methods`), each network trained se
 times: deletion and insertion, infidelity, sensitivity, randomised weights, relevant
 features where they are known, and processor time. An interrupted run goes on where it
 stopped: results are kept in ``faithfulness.json`` of the result folder, and used again
-for the same settings and commit. After changes that are not committed, remove it.
+while settings and sources are the same.
 """
 
 from __future__ import annotations
@@ -15,25 +15,20 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.data import Dataset, load_dataset, load_mnist
 from benchmarks.faithfulness_report import build_report
 from benchmarks.methods import METHODS, Method
-from benchmarks.models import accuracy, cnn, mlp, residual_cnn, train
 from benchmarks.perturbation import perturbation_curves
-from benchmarks.planted import planted_patch, planted_table
-from benchmarks.report import argument_parser, commit_of
-from benchmarks.resume import Finished
+from benchmarks.report import argument_parser
+from benchmarks.resume import Finished, digest_of_sources
 from benchmarks.sanity import (
     infidelity,
     learned_modules,
@@ -43,32 +38,10 @@ from benchmarks.sanity import (
     relevant_mass,
     sensitivity,
 )
+from benchmarks.trained import DATASETS, EMBEDDED, Task, make_task, pairs
 
-EMBEDDED = ("iris", "digits", "table", "patch")
-DATASETS = (*EMBEDDED, "banknote", "mnist")
-IMAGES = ("digits", "patch", "mnist")
-MNIST_SAMPLES = 6000
 OTHER_WEIGHTS = 10_000
 """Keeps random weights apart from those that a training began with."""
-
-Build = Callable[[Sequence[int], int, int], nn.Module]
-"""Makes a network from a sample's shape, the number of classes and a seed."""
-
-
-def _mlp(shape: Sequence[int], n_classes: int, seed: int) -> nn.Module:
-    hidden = (32, 16) if len(shape) == 3 else (10, 10)
-    return mlp(math.prod(shape), n_classes, hidden, seed)
-
-
-def _cnn(shape: Sequence[int], n_classes: int, seed: int) -> nn.Module:
-    return cnn(shape, n_classes, channels=(16, 32), seed=seed)
-
-
-def _residual(shape: Sequence[int], n_classes: int, seed: int) -> nn.Module:
-    return residual_cnn(shape, n_classes, seed=seed)
-
-
-NETWORKS: dict[str, Build] = {"MLP": _mlp, "CNN": _cnn, "residual CNN": _residual}
 
 
 @dataclass(frozen=True)
@@ -79,65 +52,6 @@ class Settings:
     few: int
     background: int
     cascade: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A trained network, what methods get to know, and what they explain.
-
-    The seed of its training draws all that measures and methods draw, too: intervals
-    over trainings tell of that chance as well.
-    """
-
-    seed: int
-    model: nn.Module
-    test_accuracy: float
-    background: Tensor
-    inputs: Tensor
-    targets: Tensor
-    donors: Tensor
-    relevant: Tensor | None
-
-
-@cache
-def load(name: str, data_dir: str | None, seed: int) -> tuple[Dataset, Tensor | None]:
-    """A data set, and which features of its test samples decide, where it is known."""
-    if name in ("table", "patch"):
-        return (planted_table if name == "table" else planted_patch)(seed)
-    if name != "mnist":
-        return load_dataset(name, data_dir, seed), None
-    mnist = load_mnist(data_dir, n_train=MNIST_SAMPLES, n_test=1000)
-    halved = [F.avg_pool2d(x, 2) for x in (mnist.x_train, mnist.x_test)]
-    return replace(mnist, x_train=halved[0], x_test=halved[1]), None
-
-
-def make_task(
-    name: str, network: str, training: int, data_dir: str | None, settings: Settings
-) -> Task:
-    """Trains a network; explains the class it predicts for the first test samples.
-
-    Each training has a split of its own (MNIST's is fixed), and planted data are drawn
-    anew. Donors are the test part, which no method has seen.
-    """
-    dataset, relevant = load(name, data_dir, training)
-    shape, classes = dataset.x_train.shape[1:], len(dataset.class_names)
-    model = NETWORKS[network](shape, classes, training)
-    # About 2000 steps whatever the data set, which is where accuracy levels off.
-    epochs = math.ceil(2000 * 32 / len(dataset.x_train))
-    train(model, dataset, training, epochs, learning_rate=2e-3)
-    inputs = dataset.x_test[: settings.samples]
-    with torch.no_grad():
-        targets = model(inputs).argmax(dim=1)
-    return Task(
-        training,
-        model,
-        accuracy(model, dataset.x_test, dataset.y_test),
-        dataset.x_train[: settings.background],
-        inputs,
-        targets,
-        dataset.x_test,
-        None if relevant is None else relevant[: len(inputs)],
-    )
 
 
 def measure(task: Task, method: Method, settings: Settings) -> dict[str, Any]:
@@ -221,18 +135,20 @@ def results(
     finished: Finished,
 ) -> Iterator[dict[str, Any]]:
     """Every result, measured or kept from before, with a progress bar."""
-    pairs = [
-        (name, network)
-        for name in datasets
-        for network in NETWORKS
-        if name in IMAGES or network == "MLP"
-    ]
-    commit = commit_of(Path(__file__).parent)
-    cases = list(itertools.product(pairs, seeds))
+    sources = digest_of_sources()
+    cases = list(itertools.product(pairs(datasets), seeds))
     with tqdm(total=len(cases) * len(METHODS), desc="faithfulness") as bar:
         for (name, network), training in cases:
             task = cache(
-                partial(make_task, name, network, training, data_dir, settings)
+                partial(
+                    make_task,
+                    name,
+                    network,
+                    training,
+                    data_dir,
+                    settings.samples,
+                    settings.background,
+                )
             )
             for method_name, method in METHODS.items():
                 bar.set_postfix_str(f"{name}, {network}: {method_name}")
@@ -244,7 +160,7 @@ def results(
                 }
                 key = {**names, **vars(settings), "method is": method.described}
                 measured = finished.result(
-                    {**key, "commit": commit},
+                    {**key, "sources": sources},
                     lambda: measure(task(), method, settings),  # noqa: B023
                 )
                 yield {**names, **measured}

@@ -21,11 +21,11 @@ from benchmarks.faithfulness_summary import (
     across,
     by_network,
     cascades,
-    interval,
     summary,
     verdict,
     with_shares,
 )
+from benchmarks.intervals import interval
 from benchmarks.methods import METHODS
 from benchmarks.report import Report, markdown_table
 

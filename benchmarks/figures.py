@@ -67,27 +67,37 @@ def draw_matrix(shown: Shown) -> Figure:
     """The attribution matrix, Eq. 4 on the population graph."""
     shape = shown.dataset.x_train.shape[1:]
     is_image = len(shape) == 3
-    figure = Figure(figsize=(7.0, 3.4 if is_image else 2.6), layout="constrained")
+    figure = Figure(figsize=(7.0, 3.4 if is_image else 2.8), layout="constrained")
     plot_attribution_matrix(
         shown.nif.attribution_matrix(),
         shown.dataset.feature_names,
         shown.dataset.class_names,
         figure.subplots(),
         image_shape=shape if is_image else None,
+        standard_error=shown.nif.standard_error(),
     )
     return figure
 
 
 def draw_saliency(shown: Shown, digits: tuple[int, ...] = (0, 3, 7)) -> Figure:
-    """What speaks for the predicted class of some test images."""
-    figure = Figure(figsize=(3.2 * len(digits), 2.8), layout="constrained")
-    labels = shown.dataset.y_test
-    for axes, digit in zip(figure.subplots(1, len(digits)), digits, strict=True):
-        image = shown.dataset.x_test[(labels == digit).nonzero()[0]]
-        predicted = int(shown.model(image).argmax())
-        attribution = shown.nif.attribute(image, target=predicted)
-        plot_saliency(attribution, image, axes, cmap="gray_r")
-        axes.set_title(f"a {digit}, explained as {predicted}", fontsize=9)
+    """Test images, what speaks for their predicted classes, and what may be noise."""
+    dataset = shown.dataset
+    first = [int((dataset.y_test == digit).nonzero()[0]) for digit in digits]
+    images = dataset.x_test[first]
+    predicted = shown.model(images).argmax(1)
+    faithful = NIFAttribution(shown.model, preset="faithful").fit(dataset.x_train)
+    figure = Figure(figsize=(3.2 * len(digits), 5.6), layout="constrained")
+    rows = figure.subplots(2, len(digits))
+    explainers = {"NIF": shown.nif, "faithful": faithful}
+    for row, (name, nif) in zip(rows, explainers.items(), strict=True):
+        maps = nif.attribute(images, target=predicted)
+        errors = nif.standard_error(images, target=predicted)
+        for n, axes in enumerate(row):
+            plot_saliency(
+                maps[n], images[n], axes, standard_error=errors[n], cmap="gray_r"
+            )
+            title = f"{name}: a {digits[n]}, explained as {int(predicted[n])}"
+            axes.set_title(title, fontsize=9)
     return figure
 
 
@@ -121,7 +131,10 @@ def main() -> None:
             draw_matrix(shown), f"{name}_matrix", f"Attribution matrix of {about}."
         )
         if name == "digits":
-            caption = f"Images and their attributions, from {about}."
+            caption = (
+                f"Images and their attributions, from {about}. Small squares cannot "
+                "be told from 0."
+            )
             report.figure(draw_saliency(shown), "digits_saliency", caption)
         if name != "banknote":
             write_page(shown, options.out / f"figures_{name}.html")

@@ -6,19 +6,17 @@ Davis et al. (2020, Table 1) compare attributions with the mutual information of
 feature and class by a Kolmogorov-Smirnov test. This does it as they did and as one
 should, and says what each says. Without ``--dataset`` it runs on Iris and digits, and
 on Banknote and MNIST too where a data folder is named. An interrupted run goes on where
-it stopped: scores are kept in ``ks_comparison.json`` of the result folder, for as long
-as settings and commit stay the same.
+it stopped: scores are kept in ``ks_comparison.json`` of the result folder, and used
+again while settings and sources are the same.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -26,14 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.data import NAMES, Dataset
-from benchmarks.faithfulness import IMAGES, NETWORKS, load
 from benchmarks.ks import raw_mi, raw_mi_by_sklearn
 from benchmarks.ks_forms import FORMS, Case, Scores
 from benchmarks.ks_report import build_report
-from benchmarks.models import accuracy, train
-from benchmarks.report import Row, argument_parser, commit_of
-from benchmarks.resume import Finished
+from benchmarks.models import accuracy
+from benchmarks.report import Row, argument_parser
+from benchmarks.resume import Finished, digest_of_sources
 from benchmarks.sanity import rank_correlation
+from benchmarks.trained import load, pairs, trained
 
 EMBEDDED = ("iris", "digits")
 MEASURED_ON = 1500
@@ -59,11 +57,7 @@ def make_case(
     MNIST's split is its own, so there only the drawn training samples differ.
     """
     data, _ = load(name, data_dir, training)
-    classes = len(data.class_names)
-    model = NETWORKS[network](data.x_train.shape[1:], classes, training)
-    # About 2000 steps whatever the data set, which is where accuracy levels off.
-    epochs = math.ceil(2000 * 32 / len(data.x_train))
-    train(model, data, training, epochs, learning_rate=2e-3)
+    model = trained(data, network, training)
     x, y = measured_on(data, training)
     return Case(
         model,
@@ -74,7 +68,8 @@ def make_case(
         x_other=data.x_test,
         y_other=data.y_test,
         explained=tuple(
-            data.x_test[data.y_test == c][: settings.per_class] for c in range(classes)
+            data.x_test[data.y_test == c][: settings.per_class]
+            for c in range(len(data.class_names))
         ),
         seed=training,
     )
@@ -95,12 +90,10 @@ def all_scores(
     finished: Finished,
 ) -> Iterator[Scores]:
     """The scores of every form, computed or kept from before, with a progress bar."""
-    commit = commit_of(Path(__file__).parent)
-    cases: list[tuple[str, str, int]] = [
+    sources = digest_of_sources()
+    cases = [
         (name, network, training)
-        for name in datasets
-        for network in ("MLP", "CNN")
-        if name in IMAGES or network == "MLP"
+        for name, network in pairs(datasets, ("MLP", "CNN"))
         for training in trainings
     ]
     get = lru_cache(maxsize=1)(partial(make_case, data_dir=data_dir, settings=settings))
@@ -117,7 +110,7 @@ def all_scores(
             "case": case,
             "form": form,
             "form is": FORMS[form].described,
-            "commit": commit,
+            "sources": sources,
             **vars(settings),
         }
         scores, test_accuracy = finished.result(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from benchmarks.faithfulness_summary import Interval
+from benchmarks.intervals import Interval
 from benchmarks.ks import Values, ks_distance, unit_sum
 from benchmarks.ks_forms import FORMS, LABELS
 

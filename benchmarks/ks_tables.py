@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from benchmarks.faithfulness_summary import Interval, interval
+from benchmarks.intervals import Interval, interval
 from benchmarks.ks import (
     asymptotic_p,
     ks_distance,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import captum_nif
 from captum_nif._files import whole_or_nothing
 
 
@@ -66,3 +68,38 @@ class Finished:
             with whole_or_nothing(self._path) as file:
                 file.write(json.dumps(self._results, indent=0).encode())
         return self._results[name]
+
+
+def digest_of_sources(*folders: str | os.PathLike[str]) -> str:
+    r"""
+    A digest of program texts, by which results of other sources are told apart.
+
+    Results depend on the code as it is, committed or not; on prose they do not.
+
+    Args:
+
+        folders (str or os.PathLike, optional): Where the Python files are, at any
+            depth.
+            Default: those of the package and of its benchmarks
+
+    Returns:
+
+        str: SHA-256 of the names and contents of all files, in hexadecimal.
+
+    Examples::
+
+        >>> len(digest_of_sources())
+        64
+    """
+    found = [Path(folder) for folder in folders] or [
+        Path(captum_nif.__file__).parent,
+        Path(__file__).parent,
+    ]
+    digest = hashlib.sha256()
+    for folder in found:
+        for file in sorted(folder.rglob("*.py")):
+            content = file.read_bytes()
+            # Lengths keep what is moved from one file to the next from going unseen.
+            name = file.relative_to(folder).as_posix()
+            digest.update(f"{len(name)} {name} {len(content)} ".encode() + content)
+    return digest.hexdigest()

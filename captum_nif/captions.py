@@ -191,7 +191,7 @@ def _name_nodes(
         at = (picture.places.x[node], picture.places.y[node])
         style: dict[str, Any] = {"textcoords": "offset points", "zorder": 4}
         if layer.kind == "hidden":
-            beside = (0.8 * radius[node] + 1.0, 0.6 * radius[node] + 0.5)
+            beside = (radius[node] + 1.0, 0.6 * radius[node] + 0.5)
             style |= {"size": 6 * picture.scale, "color": MUTED, "path_effects": halo}
             ax.annotate(str(index), at, beside, **style)
             continue

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from captum_nif.captions import INK, MUTED
+from captum_nif.shading import (
+    BLUE,
+    RED,
+    add_legend,
+    add_scale,
+    colour_scale,
+    errors_of,
+    finite,
+    is_unclear,
+    new_axes,
+    shrunk,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap
 
-_RED, _BLUE = (0.72, 0.11, 0.11), (0.10, 0.30, 0.72)
-_INK, _MUTED = "#1c2733", "#5d6975"
 _NUMBERS = 200  # cells up to which a matrix shows its numbers
 
 
@@ -26,6 +36,7 @@ def plot_saliency(
     image: Tensor,
     ax: Axes | None = None,
     *,
+    standard_error: Tensor | None = None,
     clip: float = 0.99,
     cmap: str = "gray",
 ) -> Axes:
@@ -33,6 +44,7 @@ def plot_saliency(
 
     Blue pixels are positive, red ones negative, and the larger, the more opaque. The
     image is pale and without colours, and attributions are summed over its channels.
+    With ``standard_error``, full squares can be told from 0 and small ones cannot.
 
     Args:
         attribution (Tensor): Attribution of one image, shape [rows, columns] or
@@ -40,6 +52,13 @@ def plot_saliency(
         image (Tensor): The image, of any range, with the same rows and columns.
         ax (matplotlib.axes.Axes, optional): Where to draw.
             Default: ``None`` (a new pyplot figure)
+        standard_error (Tensor, optional): Standard error of each attribution, from
+            :meth:`.NIFAttribution.standard_error`, of the same shape. Pixels within 2
+            standard errors of 0 are drawn as small squares (in large images, pale),
+            and their share is told. The errors of channels are added up, which is never
+            too little, and exact where a ``feature_mask`` makes the channels of each
+            pixel one feature.
+            Default: ``None`` (all pixels are drawn alike)
         clip (float, optional): Quantile of the absolute values that is fully opaque,
             so that single pixels do not make all others pale.
             Default: ``0.99``
@@ -51,12 +70,14 @@ def plot_saliency(
         matplotlib.axes.Axes: Where it was drawn.
 
     Raises:
-        TypeError: If ``attribution`` or ``image`` is no tensor.
+        TypeError: If ``attribution``, ``image`` or ``standard_error`` is no tensor.
         ValueError: If one is not an image, their rows and columns differ, a value is
-            NaN or infinite, or ``clip`` is not in (0, 1].
+            NaN or infinite, standard errors are negative or of another shape than the
+            attribution, or ``clip`` is not in (0, 1].
 
     Examples::
 
+        >>> import torch
         >>> from matplotlib.figure import Figure
         >>> ax = Figure().subplots()
         >>> plot_saliency(torch.randn(3, 8, 8), torch.rand(3, 8, 8), ax) is ax
@@ -64,25 +85,35 @@ def plot_saliency(
     """
     if not 0.0 < clip <= 1.0:
         raise ValueError(f"clip must be more than 0 and at most 1, got {clip}")
-    values = _planes(attribution, "attribution").sum(0)
+    planes = _planes(attribution, "attribution")
+    values = planes.sum(0)
     grey = _planes(image, "image").mean(0)
     if values.shape != grey.shape:
         raise ValueError(
             f"attribution has {_size(values)} pixels and image {_size(grey)}: give the "
             "attribution of this image"
         )
+    unclear = None
+    if standard_error is not None:
+        errors = _planes(standard_error, "standard_error")
+        unclear = is_unclear(values, errors_of(errors, planes).sum(0))
     magnitude = np.abs(values)
     limit = float(np.quantile(magnitude, clip) or magnitude.max() or 1.0)
     opacity = (magnitude / limit).clip(0.0, 1.0)
-    colours = np.where(values[..., None] < 0.0, _RED, _BLUE)
+    colours = np.where(values[..., None] < 0.0, RED, BLUE)
+    overlay = np.concatenate([colours, opacity[..., None]], axis=-1)
     if ax is None:
-        ax = _new_axes(4.6, 4.0)
+        ax = new_axes(4.6, 4.0)
     spread = float(np.ptp(grey)) or 1.0
     # A third of the range leaves the other two for the colours on top.
     ax.imshow((grey - grey.min()) / spread, cmap=cmap, alpha=0.35, vmin=0.0, vmax=1.0)
-    ax.imshow(np.concatenate([colours, opacity[..., None]], axis=-1))
+    if unclear is None:
+        ax.imshow(overlay)
+    else:
+        ax.imshow(shrunk(overlay, unclear), extent=_extent(values))
+        add_legend(ax, unclear)
     ax.set_axis_off()
-    _add_scale(ax, _mappable(-limit, limit), "attribution", -limit)
+    add_scale(ax, colour_scale(-limit, limit), "attribution", -limit)
     return ax
 
 
@@ -93,6 +124,7 @@ def plot_attribution_matrix(
     ax: Axes | None = None,
     *,
     image_shape: Sequence[int] | None = None,
+    standard_error: Tensor | None = None,
 ) -> Axes:
     r"""Draws an attribution matrix (Eq. 4) as a heat map, or one image for each class.
 
@@ -110,17 +142,25 @@ def plot_attribution_matrix(
             columns] of an image whose elements are the features: draws an image for
             each class, summed over channels.
             Default: ``None``
+        standard_error (Tensor, optional): Standard error of each attribution, from
+            :meth:`.NIFAttribution.standard_error` without inputs, shape [n_features,
+            C]. It stands below each number; in images, and where there are too many
+            cells for numbers, those within 2 standard errors of 0 are drawn small, as
+            in :func:`plot_saliency`.
+            Default: ``None``
 
     Returns:
         matplotlib.axes.Axes: Where it was drawn.
 
     Raises:
-        TypeError: If ``matrix`` is no tensor.
-        ValueError: If it is not a matrix or holds NaN or infinity, or if names or
-            ``image_shape`` do not fit it.
+        TypeError: If ``matrix`` or ``standard_error`` is no tensor.
+        ValueError: If it is not a matrix or holds NaN or infinity, if names,
+            ``image_shape`` or ``standard_error`` do not fit it, or if a standard error
+            is negative.
 
     Examples::
 
+        >>> import torch
         >>> from matplotlib.figure import Figure
         >>> matrix = torch.tensor([[0.5, 0.0], [0.1, 0.2]])
         >>> ax = plot_attribution_matrix(
@@ -129,61 +169,79 @@ def plot_attribution_matrix(
         >>> [text.get_text() for text in ax.texts]
         ['0.50', '0.00', '0.10', '0.20']
     """
-    values = _finite(matrix, "matrix")
+    values = finite(matrix, "matrix")
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f"matrix must be [n_features, C], got {list(values.shape)}")
     features = _names(feature_names, values.shape[0], "feature_names")
     classes = _names(class_names, values.shape[1], "class_names")
+    errors = None
+    if standard_error is not None:
+        errors = errors_of(finite(standard_error, "standard_error"), values)
     limit = float(np.abs(values).max()) or 1.0
-    scale = _mappable(-limit if values.min() < 0 else 0.0, limit)
+    scale = colour_scale(-limit if values.min() < 0 else 0.0, limit)
     if image_shape is None:
         if ax is None:
-            height = min(max(2.4, 0.34 * len(features) + 1.2), 12.0)
-            ax = _new_axes(min(2.6 + 0.8 * len(classes), 12.0), height)
-        _draw_matrix(ax, values, features, classes, scale)
+            line = 0.34 if errors is None else 0.46
+            height = min(max(2.4, line * len(features) + 1.2), 12.0)
+            ax = new_axes(min(2.6 + 0.8 * len(classes), 12.0), height)
+        _draw_matrix(ax, values, errors, features, classes, scale)
     else:
         planes = _planes_of_classes(values, image_shape)
+        unclear = None
+        if errors is not None:
+            unclear = is_unclear(planes, _planes_of_classes(errors, image_shape))
         columns = math.ceil(math.sqrt(1.6 * len(classes)))
         if ax is None:
             rows = math.ceil(len(classes) / columns)
-            ax = _new_axes(1.5 * columns + 1.0, 1.65 * rows + 0.2)
-        _draw_images(ax, planes, classes, columns, scale)
-    _add_scale(ax, scale, "sum over paths", float(min(values.min(), 0.0)))
+            ax = new_axes(1.5 * columns + 1.0, 1.65 * rows + 0.2)
+        _draw_images(ax, planes, unclear, classes, columns, scale)
+    add_scale(ax, scale, "sum over paths", float(min(values.min(), 0.0)))
     return ax
 
 
 def _draw_matrix(
     ax: Axes,
     values: NDArray[np.float64],
+    errors: NDArray[np.float64] | None,
     features: Sequence[str],
     classes: Sequence[str],
     scale: ScalarMappable,
 ) -> None:
-    ax.imshow(values, cmap=scale.cmap, clim=scale.get_clim(), aspect="auto")
+    numbers = values.size <= _NUMBERS
+    unclear = None if errors is None or numbers else is_unclear(values, errors)
+    _show(ax, values, unclear, scale, _extent(values), aspect="auto")
     ax.set_xticks(range(len(classes)), classes)
     # Too many names to be told apart are not written.
     step = math.ceil(len(features) / 40)
     ax.set_yticks(range(0, len(features), step), features[::step])
-    ax.tick_params(length=0, labelsize=8, labelcolor=_INK)
+    ax.tick_params(length=0, labelsize=8, labelcolor=INK)
     ax.spines[:].set_visible(False)
-    if values.size > _NUMBERS:
+    if unclear is not None:
+        add_legend(ax, unclear, below=3.0)
+    if not numbers:
         return
+    largest = float(np.abs(values).max())
     for (row, column), value in np.ndenumerate(values):
-        dark = abs(value) > 0.55 * np.abs(values).max()
+        dark = abs(value) > 0.55 * largest
+        text = _number(value, largest)
+        if errors is not None:
+            error = _number(float(errors[row, column]), largest)
+            text += f"\n\N{PLUS-MINUS SIGN} {error}"
         ax.text(
             column,
             row,
-            _number(value, float(np.abs(values).max())),
+            text,
             ha="center",
             va="center",
             size=8,
-            color="white" if dark else _INK,
+            color="white" if dark else INK,
         )
 
 
 def _draw_images(
     ax: Axes,
     planes: NDArray[np.float64],
+    unclear: NDArray[np.bool_] | None,
     classes: Sequence[str],
     columns: int,
     scale: ScalarMappable,
@@ -194,10 +252,10 @@ def _draw_images(
         row, column = divmod(n, columns)
         left, top = column * across, -row * down
         extent = (left, left + width, top - height, top)
-        ax.imshow(plane, cmap=scale.cmap, clim=scale.get_clim(), extent=extent)
+        _show(ax, plane, None if unclear is None else unclear[n], scale, extent)
         right, bottom = left + width, top - height
         outline = ([left, right, right, left, left], [top, top, bottom, bottom, top])
-        ax.plot(*outline, color=_MUTED, lw=0.5)
+        ax.plot(*outline, color=MUTED, lw=0.5)
         ax.text(
             left + width / 2,
             top + 0.03 * height,
@@ -205,12 +263,29 @@ def _draw_images(
             ha="center",
             va="bottom",
             size=8,
-            color=_INK,
+            color=INK,
         )
     rows = math.ceil(len(classes) / columns)
     ax.set_xlim(-0.02 * width, columns * across)
     ax.set_ylim(-rows * down + 0.1 * height, 0.22 * height)
     ax.set_axis_off()
+    if unclear is not None:
+        add_legend(ax, unclear)
+
+
+def _show(
+    ax: Axes,
+    values: NDArray[np.float64],
+    unclear: NDArray[np.bool_] | None,
+    scale: ScalarMappable,
+    extent: tuple[float, float, float, float],
+    aspect: Literal["equal", "auto"] = "equal",
+) -> None:
+    """Draws cells in the colours of a scale, and those that are unclear small."""
+    if unclear is not None:
+        values = shrunk(values, unclear)
+    limits = scale.get_clim()
+    ax.imshow(values, cmap=scale.cmap, clim=limits, extent=extent, aspect=aspect)
 
 
 def _planes_of_classes(
@@ -228,7 +303,7 @@ def _planes_of_classes(
 
 
 def _planes(image: Tensor, name: str) -> NDArray[np.float64]:
-    values = _finite(image, name)
+    values = finite(image, name)
     if values.ndim == 4 and len(values) == 1:
         values = values[0]
     if values.ndim == 2:
@@ -241,15 +316,6 @@ def _planes(image: Tensor, name: str) -> NDArray[np.float64]:
     return values
 
 
-def _finite(values: Tensor, name: str) -> NDArray[np.float64]:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(values).__name__}")
-    array: NDArray[np.float64] = values.detach().cpu().to(torch.float64).numpy()
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinity; every value must be finite")
-    return array
-
-
 def _names(names: Sequence[str] | None, count: int, what: str) -> Sequence[str]:
     if names is None:
         return [str(n) for n in range(count)]
@@ -260,41 +326,15 @@ def _names(names: Sequence[str] | None, count: int, what: str) -> Sequence[str]:
     return list(names)
 
 
+def _extent(plane: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of cells whose middles are at whole numbers."""
+    rows, columns = plane.shape
+    return -0.5, columns - 0.5, rows - 0.5, -0.5
+
+
 def _size(plane: NDArray[np.float64]) -> str:
     return " x ".join(map(str, plane.shape))
 
 
 def _number(value: float, largest: float) -> str:
     return f"{value:.2f}" if 0.1 <= largest < 100 else f"{value:.1e}"
-
-
-def _new_axes(width: float, height: float) -> Axes:
-    import matplotlib.pyplot as plt
-
-    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
-    return ax
-
-
-def _mappable(lowest: float, highest: float) -> ScalarMappable:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    return ScalarMappable(Normalize(lowest, highest), _colours(lowest < 0))
-
-
-def _colours(signed: bool) -> LinearSegmentedColormap:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    ends = [_RED, (1.0, 1.0, 1.0), _BLUE] if signed else [(1.0, 1.0, 1.0), _BLUE]
-    return LinearSegmentedColormap.from_list("red_white_blue", ends)
-
-
-def _add_scale(ax: Axes, scale: ScalarMappable, label: str, lowest: float) -> None:
-    """Adds the colour bar, from the lowest value on."""
-    figure = ax.get_figure(root=False)
-    assert figure is not None
-    bar = figure.colorbar(scale, ax=ax, fraction=0.046, pad=0.03)
-    bar.ax.set_ylim(lowest, scale.get_clim()[1])
-    bar.set_label(label, size=8, color=_INK)
-    bar.ax.tick_params(labelsize=7, labelcolor=_MUTED, length=2)
-    bar.outline.set_visible(False)

@@ -78,8 +78,9 @@ def save_html(
             nodes count everything.
             Default: ``100_000``
         level (float, optional): The false discovery rate at which links are
-            significant, where they have p-values. Other links are faint and can be
-            hidden; numbers count them, as they are not in ``graph.significant()``.
+            significant, where they have p-values. Other links are faint, dashed on
+            the strongest paths, and can be hidden, which leaves paths through them
+            out; numbers count them, as they are not in ``graph.significant()``.
             Default: ``0.05``
 
     Raises:

@@ -111,7 +111,7 @@ class GraphSummary:
         shared = [str(size) for size in self.communities if size > 1]
         alone = len(self.communities) - len(shared)
         remarks = (
-            f"Bottleneck: {self.bottleneck or 'none'}. "
+            f"Bottleneck: {f'layer {self.bottleneck}' if self.bottleneck else 'none'}. "
             f"Nodes in each community: {', '.join(shared) or 'none'}; alone: {alone}."
         )
         if self.level is None:

@@ -58,9 +58,9 @@ def plot_flow(
     r"""Draws a flow graph: layers from left to right, as in the paper's Fig. 1 and 2.
 
     The width of a link is its flow, relative to the strongest link drawn into the same
-    layer; negative flow (of a single sample) is red. The size of a node is its
-    betweenness, its colour and shape are its community, and hollow nodes are dead: no
-    flow runs through them. Small numbers count a hidden layer's nodes from 0.
+    layer; negative flow (most of it of single samples) is red. The size of a node is
+    its betweenness, its colour and shape are its community, and hollow nodes are dead:
+    no flow runs through them. Small numbers count a hidden layer's nodes from 0.
 
     Of wide layers only the nodes with the largest share in the flow to the outputs are
     drawn (:func:`~captum_nif.summary.flow_shares`), and of the links between drawn

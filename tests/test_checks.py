@@ -52,9 +52,11 @@ def spoiled(x: Tensor, value: float, *at: int) -> Tensor:
 
 
 def test_too_few_samples(net):
-    with raises(ValueError, "10 samples", "MixedKSG(k=10", "at least 11", "options"):
-        NIFAttribution(net).fit(torch.randn(10, 4))
-    NIFAttribution(net).fit(torch.randn(11, 4))
+    with raises(ValueError, "3 samples", "MixedKSG(k=None", "at least 4", "options"):
+        NIFAttribution(net).fit(torch.randn(3, 4))
+    NIFAttribution(net).fit(torch.randn(4, 4))
+    with raises(ValueError, "10 samples", "MixedKSG", "at least 11", "options"):
+        NIFAttribution(net, preset="paper").fit(torch.randn(10, 4))
     with raises(ValueError, "Nothing is fitted", "31 samples", "32", "fit(background)"):
         NIFAttribution(net).attribute(torch.randn(31, 4), 0)
     with raises(ValueError, "1 sample is too few"):

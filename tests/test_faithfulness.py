@@ -3,20 +3,16 @@
 import csv
 import math
 
-import numpy as np
 import pytest
-import scipy.stats
 import torch
 from torch import nn
 
 from benchmarks import faithfulness
-from benchmarks.faithfulness import Settings, main, make_task, measure
+from benchmarks.faithfulness import Settings, main, measure
 from benchmarks.faithfulness_report import build_report
 from benchmarks.faithfulness_summary import (
-    Interval,
     by_network,
     cascades,
-    interval,
     summary,
     verdict,
     with_shares,
@@ -25,6 +21,7 @@ from benchmarks.methods import METHODS
 from benchmarks.models import residual_cnn
 from benchmarks.perturbation import perturbation_curves
 from benchmarks.sanity import rank_correlation
+from benchmarks.trained import NETWORKS, make_task
 from captum_nif import NIFAttribution
 
 SMALL = ["--dataset", "iris", "--trainings", "2", "--samples", "5", "--few", "1"]
@@ -33,7 +30,7 @@ SETTINGS = Settings(samples=6, few=3, background=60, cascade=False)
 
 @pytest.fixture(scope="module")
 def table_task():
-    return make_task("table", "MLP", 0, None, SETTINGS)
+    return make_task("table", "MLP", 0, None, samples=6, background=60)
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +70,6 @@ def test_the_command_writes_everything_and_goes_on_where_it_stopped(
         main([*SMALL, *out])  # other settings
 
 
-def test_a_task_explains_what_the_network_predicts(table_task):
-    assert table_task.inputs.shape == (6, 12)
-    assert table_task.background.shape == (60, 12)
-    assert table_task.relevant.shape == (6, 12)
-    assert torch.equal(
-        table_task.targets, table_task.model(table_task.inputs).argmax(dim=1)
-    )
-    assert table_task.test_accuracy > 0.9
-    other = make_task("table", "MLP", 1, None, SETTINGS)
-    assert not torch.equal(other.inputs, table_task.inputs)
-
-
 def test_measures_are_those_of_the_maps(table_task, measured):
     task = table_task
     method = METHODS["IG, mean"]
@@ -121,7 +106,7 @@ def test_weights_are_forgotten_from_the_top_and_in_the_end_wholly(table_task, me
 
 def test_the_random_weights_are_not_those_that_training_began_with(table_task):
     # or maps that follow the first weights would seem to ignore what was learned
-    began = faithfulness.NETWORKS["MLP"]((12,), 3, 0).fc1.weight.detach()
+    began = NETWORKS["MLP"]((12,), 3, 0).fc1.weight.detach()
     same, other = (
         faithfulness.randomized(table_task.model, seed=seed).fc1.weight.detach()
         for seed in (0, faithfulness.OTHER_WEIGHTS)
@@ -129,19 +114,6 @@ def test_the_random_weights_are_not_those_that_training_began_with(table_task):
     assert torch.equal(same, began)
     pair = began.reshape(1, -1), other.reshape(1, -1)
     assert rank_correlation(*pair).abs().item() < 0.4  # standard deviation 0.09
-
-
-def test_intervals_are_students():
-    values = [0.2, 0.5, 0.45, 0.61]
-    low, high = scipy.stats.t.interval(
-        0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values)
-    )
-    found = interval(values)
-    assert found.mean == pytest.approx((low + high) / 2)
-    assert found.half == pytest.approx((high - low) / 2)
-    assert str(Interval(0.25, 0.1)) == "0.250 ± 0.100"
-    assert str(interval([0.25])) == "0.250"
-    assert str(interval([math.nan, 1.0])) == ""
 
 
 def rows_of(gaps, training=0, **more):

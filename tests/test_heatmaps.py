@@ -2,8 +2,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from captum_nif import NIFAttribution
 from captum_nif.heatmaps import plot_attribution_matrix, plot_saliency
 
 
@@ -46,6 +48,74 @@ def test_the_image_lies_below_stretched_to_its_own_range(ax):
     assert (np.asarray(ax.images[1].get_array())[..., 3] == 0.0).all()
 
 
+def legend_of(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def as_drawn(ax, cell):
+    """The colours in the middle of a cell of the axes, and in its upper left third."""
+    canvas = FigureCanvasAgg(ax.figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    row, column = cell
+    found = []
+    for shift in (0.0, -1.0 / 3.0):
+        x, y = ax.transData.transform((column + shift, row + shift))
+        found.append(tuple(pixels[len(pixels) - 1 - int(y), int(x), :3].tolist()))
+    return found
+
+
+def test_pixels_that_may_be_noise_are_drawn_small(ax):
+    attribution = torch.tensor([[4.0, -4.0], [4.0, 0.0]])
+    error = torch.tensor([[1.9, 2.1], [2.0, 0.0]])
+    plot_saliency(attribution, torch.zeros(2, 2), ax, standard_error=error, clip=1.0)
+    assert legend_of(ax) == ["within 2 standard errors of 0 (75%)"]
+    assert ax.get_xlim() == (-0.5, 1.5)
+    assert ax.get_ylim() == (1.5, -0.5)
+    clear, middle, rim = (184, 28, 28), (26, 76, 184), (166, 166, 166)
+    for cell, expected in {
+        (0, 0): [middle, middle],
+        (0, 1): [clear, rim],
+        (1, 0): [middle, rim],
+        (1, 1): [rim, rim],
+    }.items():
+        for found, colour in zip(as_drawn(ax, cell), expected, strict=True):
+            assert np.abs(np.subtract(found, colour)).max() <= 2, cell
+
+
+def test_errors_of_channels_bound_the_error_of_their_sum(ax):
+    rng = np.random.default_rng(0)
+    noise = torch.tensor(rng.normal(size=(500, 3, 6, 6)))
+    noise[:, 2] = noise[:, 1]  # together they scatter most, and exactly so
+    errors = noise.std(0)
+    truth = noise.sum(1).std(0)
+    attribution = torch.zeros(3, 6, 6, dtype=torch.float64)
+    attribution[0] = 2.0 * truth * torch.tensor(rng.uniform(0.5, 1.5, (6, 6)))
+    plot_saliency(attribution, torch.rand(6, 6), ax, standard_error=errors)
+    fine = np.asarray(ax.images[1].get_array())[..., 3]
+    drawn_whole = fine[::3, ::3] > 0.0
+    assert (attribution.sum(0).abs() > 2.0 * truth).numpy()[drawn_whole].all()
+    within = (attribution.sum(0).abs() <= 2.0 * errors.sum(0)).numpy()
+    assert (drawn_whole == ~within).all()
+
+
+def test_grouped_channels_are_judged_by_the_error_of_their_group():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+    rng = torch.Generator().manual_seed(1)
+    nif = NIFAttribution(net).fit(torch.randn(200, 3, 2, 2, generator=rng))
+    x = torch.randn(1, 3, 2, 2, generator=rng)
+    pixels = torch.arange(4).view(1, 2, 2).expand(3, 2, 2)
+    attribution = nif.attribute(x, 0, feature_mask=pixels)
+    error = nif.standard_error(x, 0, feature_mask=pixels)
+    ax = plot_saliency(attribution, x, standard_error=error)
+    expected = attribution[0, 0].abs() <= 2.0 * error[0, 0]
+    rim = np.asarray(ax.images[1].get_array())[::3, ::3, 3]
+    assert (rim == 0.0).tolist() == expected.tolist()
+    assert legend_of(ax) == [
+        f"within 2 standard errors of 0 ({expected.float().mean():.0%})"
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "arguments", "words"),
     [
@@ -54,6 +124,14 @@ def test_the_image_lies_below_stretched_to_its_own_range(ax):
         (ValueError, {"image": torch.zeros(5, 4)}, "5 x 4"),
         (ValueError, {"image": torch.full((4, 4), torch.nan)}, "NaN"),
         (ValueError, {"clip": 0.0}, "clip"),
+        (TypeError, {"standard_error": 0.1}, "standard_error must be a Tensor"),
+        (
+            ValueError,
+            {"standard_error": torch.zeros(4, 5)},
+            r"\[1, 4, 5\].*\[1, 4, 4\]",
+        ),
+        (ValueError, {"standard_error": torch.full((4, 4), -0.5)}, "such as -0.5"),
+        (ValueError, {"standard_error": torch.full((4, 4), torch.nan)}, "NaN"),
     ],
 )
 def test_bad_maps_are_refused_before_a_figure_is_made(error, arguments, words):
@@ -101,6 +179,49 @@ def test_image_shaped_features_give_an_image_for_each_class(ax):
             assert apart
 
 
+def test_standard_errors_stand_below_the_numbers(ax):
+    matrix = torch.tensor([[0.5, -0.25], [0.125, 1.0]])
+    errors = torch.tensor([[0.1, 0.2], [0.3, 0.04]])
+    plot_attribution_matrix(matrix, ax=ax, standard_error=errors)
+    written = [text.get_text().split("\n\N{PLUS-MINUS SIGN} ") for text in ax.texts]
+    found = torch.tensor([[float(each) for each in pair] for pair in written])
+    assert torch.allclose(found[:, 0], matrix.flatten(), atol=0.0051)
+    assert torch.equal(found[:, 1], errors.flatten())
+    assert np.asarray(ax.images[0].get_array()).tolist() == matrix.tolist()
+    assert ax.get_legend() is None
+
+
+def test_cells_without_numbers_are_small_where_they_may_be_noise(ax):
+    matrix = torch.rand(30, 10).double() + 0.01
+    errors = matrix * torch.linspace(0.0, 1.0, 300).view(30, 10)
+    plot_attribution_matrix(matrix, ax=ax, standard_error=errors)
+    cells = np.asarray(ax.images[0].get_array()).reshape(30, 3, 10, 3)
+    assert (cells[:, 1, :, 1] == matrix.numpy()).all()
+    clear = (matrix > 2.0 * errors).numpy()
+    assert 0.4 < clear.mean() < 0.6
+    for row in range(3):
+        for column in range(3):
+            if (row, column) != (1, 1):
+                assert (cells[:, row, :, column] == matrix.numpy() * clear).all()
+    assert legend_of(ax) == [f"within 2 standard errors of 0 ({1 - clear.mean():.0%})"]
+
+
+def test_images_of_classes_are_small_where_they_may_be_noise(ax):
+    matrix = torch.rand(2 * 3 * 4, 5).double()
+    errors = torch.rand(2 * 3 * 4, 5).double() / 2
+    plot_attribution_matrix(matrix, ax=ax, image_shape=(2, 3, 4), standard_error=errors)
+    value, error = (x.view(2, 3, 4, 5).sum(0).numpy() for x in (matrix, errors))
+    for n, image in enumerate(ax.images):
+        cells = np.asarray(image.get_array())
+        clear = value[..., n] > 2.0 * error[..., n]
+        assert cells[1::3, 1::3] == pytest.approx(value[..., n])
+        assert cells[::3, 2::3] == pytest.approx(value[..., n] * clear)
+        left, right, bottom, top = image.get_extent()
+        assert right - left == pytest.approx(4)
+        assert top - bottom == pytest.approx(3)
+    assert len(legend_of(ax)) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "arguments", "words"),
     [
@@ -111,6 +232,9 @@ def test_image_shaped_features_give_an_image_for_each_class(ax):
         (ValueError, {"class_names": ["a"]}, "class_names"),
         (ValueError, {"image_shape": (3, 3)}, "image_shape"),
         (ValueError, {"image_shape": (4,)}, "image_shape"),
+        (TypeError, {"standard_error": [[0.1]]}, "standard_error must be a Tensor"),
+        (ValueError, {"standard_error": torch.zeros(2, 4)}, r"\[2, 4\].*\[4, 2\]"),
+        (ValueError, {"standard_error": torch.full((4, 2), -1.0)}, "negative"),
     ],
 )
 def test_bad_matrices_are_refused_before_a_figure_is_made(error, arguments, words):

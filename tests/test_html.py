@@ -577,6 +577,97 @@ def test_links_that_are_not_significant_can_be_hidden(show):
     assert text(page, "status").startswith(f"Showing {total} of {total} links")
 
 
+def graph_in_part_significant():
+    """The small graph, where about half of the links are not significant."""
+    numbers = torch.Generator().manual_seed(3)
+    graph = small_graph()
+    links = [
+        replace(link, pvalue=torch.rand(link.weight.shape, generator=numbers).round())
+        for link in graph.links
+    ]
+    return FlowGraph(graph.layers, links)
+
+
+def listed_paths(page):
+    listed = [part.strip() for part in text(page, "path-list").split("\n")]
+    listed = [part for part in listed if part]
+    shares = [float(part.split()[0]) for part in listed[1::2]]
+    return dict(zip(listed[::2], shares, strict=True))
+
+
+@pytest.mark.parametrize("name", ["yes", "fare", "h1[1]"])
+def test_strongest_paths_tell_which_links_are_not_significant(show, name):
+    graph = graph_in_part_significant()
+    label = dict(
+        zip(
+            nodes_of(graph),
+            (label for layer in graph.layers for label in layer.node_labels()),
+            strict=True,
+        )
+    )
+    pvalue = {link.ends: link.pvalue for link in graph.links}
+    weight = {link.ends: link.weight for link in graph.links}
+    written = {}  # by the names of a path, its product and whether all is significant
+    for start in nodes_of(graph)[:3]:
+        for end in nodes_of(graph)[-2:]:
+            for path, product in path_products(graph, start, end).items():
+                if name not in [label[node] for node in path]:
+                    continue
+                words, sure = label[start], True
+                for (layer, i), (to, j) in pairwise(path):
+                    faint = float(pvalue[layer, to][i, j]) == 1.0
+                    assert weight[layer, to][i, j] != 0.0
+                    words += f" {'⇢' if faint else '→'} {label[to, j]}"
+                    sure &= not faint
+                written[words] = (product, sure)
+    total = sum(product for product, _ in written.values())
+
+    def best(chosen):
+        ordered = sorted(chosen, key=lambda words: written[words][0], reverse=True)[:5]
+        return {words: 100 * written[words][0] / total for words in ordered}
+
+    page = show(graph)
+    page.click(*spot(page, name))
+    assert listed_paths(page) == pytest.approx(best(written), abs=0.06)
+    assert any("⇢" in words for words in listed_paths(page))
+    assert "Dashed (⇢): not significant." in text(page, "path-note")
+
+    page.evaluate("document.getElementById('significant').click()")
+    finish(page)
+    expected = best([words for words, (_, sure) in written.items() if sure])
+    assert 0 < len(expected) < len(written)
+    assert listed_paths(page) == pytest.approx(expected, abs=0.06)
+    (stated,) = re.findall(r"Together ([\d.]+) %", text(page, "path-note"))
+    assert float(stated) == pytest.approx(sum(expected.values()), abs=0.06)
+    assert "Dashed" not in text(page, "path-note")
+
+    page.evaluate("document.getElementById('significant').click()")
+    assert listed_paths(page) == pytest.approx(best(written), abs=0.06)
+
+
+def test_links_that_are_not_significant_are_dashed_on_paths(show):
+    lit = []
+    for graph in (small_graph(), graph_with_pvalues()):
+        page = show(graph)
+        page.click(*spot(page, "yes"))
+        lit.append(painted(page, "nodes"))
+        # Without lit paths both pages draw the same.
+        page.press("Escape")
+        lit.append(painted(page, "nodes"))
+    assert lit[1] == lit[3]
+    assert lit[2] - lit[3] < 0.95 * (lit[0] - lit[1])
+
+
+def test_a_node_without_significant_paths_says_so(show):
+    page = show(graph_with_pvalues())  # into y nothing is significant
+    page.evaluate("document.getElementById('significant').click()")
+    page.click(*spot(page, "yes"))
+    assert text(page, "path-list") == ""
+    assert text(page, "path-note") == (
+        "No path of significant links from an input to an output runs through yes."
+    )
+
+
 def test_the_gamma_slider_changes_communities(show):
     graph = small_graph()
     gammas = (0.5, 1.0, 2.0)

@@ -354,7 +354,7 @@ def test_one_command_writes_the_report_and_goes_on_where_it_stopped(
     for figure in ("raw", "scaled", "ranked", "closeness"):
         assert (tmp_path / f"ks_comparison_{figure}.png").stat().st_size > 10_000
     # Nothing is trained again, and the numbers are those that were kept.
-    monkeypatch.delattr("benchmarks.ks_comparison.train")
+    monkeypatch.delattr("benchmarks.ks_comparison.trained")
     main(options)
     again = (tmp_path / "ks_comparison.md").read_text()
     assert [line for line in again.splitlines() if "| date |" not in line] == [

@@ -65,7 +65,8 @@ def samples(
 def expected(x: Tensor, y: Tensor, ksg: MixedKSG, query: Any = None) -> Tensor:
     """The oracle's PMI of all pairs."""
     eps = torch.finfo(x.dtype).eps
-    options = (ksg.k, ksg.formula, ksg.scale, eps)
+    others = len(x) - 1 if query is None else len(x)
+    options = (ksg.neighbours(others), ksg.formula, ksg.scale, eps)
     pairs = []
     for i in range(x.shape[1]):
         for j in range(y.shape[1]):
@@ -134,6 +135,66 @@ def test_mi_is_the_mean_of_pmi(data, xy, variant):
     ksg = MixedKSG(data.draw(st.integers(1, len(x) - 1)), *variant)
     close(ksg.mi(x, y), ksg.pmi(x, y).mean(0))
     assert torch.equal(ksg.mi(x, y), ksg.mi(y, x).t())
+
+
+# ----------------------------------------------------------- neighbours by default
+
+
+def test_the_default_k_is_the_cube_root_of_the_other_samples():
+    ksg = MixedKSG()
+    wanted = [max(k for k in range(20) if k**3 <= m) for m in range(6000)]
+    for m, k in enumerate(wanted):
+        assert ksg.neighbours(m) == min(max(k, 3), 15)
+    assert ksg.min_samples == 4
+    assert [ksg.neighbours(m) for m in (10**3 - 1, 10**3, 10**9)] == [9, 10, 15]
+    assert MixedKSG(7).neighbours(10_000) == 7 == MixedKSG(7).min_samples - 1
+    assert MixedKSG(formula="paper").neighbours(10_000) == 10
+
+
+@pytest.mark.parametrize("n", [4, 16, 64, 65, 66, 125, 126, 127])  # 64 = 4^3, 125 = 5^3
+def test_the_default_k_is_that_of_the_other_samples(n):
+    x, y = some(n, size=3), some(n + 1, size=2)[1:].relu()
+    y[:, 0] += x[:, 0]
+    fixed = MixedKSG(max(k for k in range(10) if k == 3 or k**3 <= n - 1))
+    for ask in ("mi", "pmi", "joint"):
+        by_default, by_fixed = getattr(MixedKSG(), ask), getattr(fixed, ask)
+        assert torch.equal(by_default(x, y), by_fixed(x, y))
+    close(MixedKSG().mi(x, y), MixedKSG().pmi(x, y).mean(0))
+
+
+@pytest.mark.parametrize("n", [5, 64, 65, 66, 125, 126])
+def test_a_sample_is_a_query_against_the_others_whatever_k_they_have(n):
+    x, y = some(n), some(n + 1)[1:].relu()
+    y[:, 0] += x[:, 0]
+    ksg = MixedKSG()
+    for of in (ksg.pmi, ksg.joint):
+        whole = of(x, y)
+        for i in range(0, n, 7):
+            others = torch.arange(n) != i
+            alone = of(x[others], y[others], query=(x[i : i + 1], y[i : i + 1]))
+            assert torch.equal(alone[0], whole[i])
+
+
+def test_a_query_has_one_neighbour_more_where_the_samples_reach_a_cube():
+    x = some(64)  # 64 samples for a query, but 63 for each of them
+    query = (x[:5] + 0.1, x[:5])
+    assert torch.equal(MixedKSG().pmi(x, x), MixedKSG(3).pmi(x, x))
+    assert torch.equal(MixedKSG().pmi(x, x, query), MixedKSG(4).pmi(x, x, query))
+    close(MixedKSG().pmi(x, x, query), expected(x, x, MixedKSG(), query))
+
+
+@given(samples(least=4, most=30), variants.filter(lambda v: v[0] == "corrected"))
+def test_pmi_by_default_is_the_definition(xy, variant):
+    x, y = xy
+    ksg = MixedKSG(None, *variant)
+    close(ksg.pmi(x, y), expected(x, y, ksg))
+
+
+def test_what_was_prepared_serves_any_k():
+    x = some(130)
+    prepared = MixedKSG(3).prepare(x)
+    assert torch.equal(MixedKSG().mi(prepared, prepared), MixedKSG(5).mi(x, x))
+    assert MixedKSG(3).with_k(None) == MixedKSG()
 
 
 # --------------------------------------------------------------------- exact symmetries
@@ -364,16 +425,20 @@ def test_as_few_samples_as_neighbours_allow():
         MixedKSG(4).mi(x, x)
     with pytest.raises(ValueError, match=r"k = 5 .* only 4 other samples"):
         MixedKSG(5).pmi(x, x, query=(x[:1], x[:1]))
-    with pytest.raises(ValueError, match="only 0 other samples"):
-        MixedKSG(1).pmi(x[:0], x[:0])
+    for ksg in (MixedKSG(1), MixedKSG()):
+        with pytest.raises(ValueError, match="only 0 other samples"):
+            ksg.pmi(x[:0], x[:0])
+    assert MixedKSG().mi(x, x).isfinite().all()
+    with pytest.raises(ValueError, match=r"k = 3 .* only 2 other samples"):
+        MixedKSG().mi(x[:3], x[:3])
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"k": 0}, ValueError, "at least 1, not 0"),
-        ({"k": 2.0}, TypeError, "int, but is 2.0"),
-        ({"k": True}, TypeError, "int, but is True"),
+        ({"k": 2.0}, TypeError, "int or None, but is 2.0"),
+        ({"k": True}, TypeError, "int or None, but is True"),
         ({"formula": "new"}, ValueError, "formula must be one of .* not 'new'"),
         ({"marginals": "rank"}, ValueError, "marginals must be one of .* not 'rank'"),
     ],

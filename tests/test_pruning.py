@@ -14,6 +14,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.data import DataLoader, TensorDataset
 from toy_models import DenseNet, Net, ResNet, SqueezeExcitation, UNet, VisionTransformer
 
+from captum_nif import NIFAttribution
 from captum_nif.graph import FlowGraph, Layer, Link
 from captum_nif.pruning import plot_pruning_curve, prune, pruning_curve
 from captum_nif.pruning.path_flow import path_flow
@@ -894,6 +895,44 @@ def test_bad_input_is_refused_and_changes_nothing(inplace):
             prune(model, graph, amount, level=level, inplace=inplace)
         if before:
             assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("options", [{"nodes": "neuron"}, {"preset": "faithful"}])
+@pytest.mark.parametrize("level", ["link", "node"])
+def test_graphs_of_neurons_within_maps_are_refused_and_of_channels_taken(
+    options, level
+):
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, groups=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 3, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(27, 2),
+    ).eval()
+    x = torch.randn(60, 2, 4, 4)
+    graph = NIFAttribution(model, **options).fit(x).flow()
+    assert graph.layer("0").shape == (6, 2, 2)
+    with pytest.raises(
+        ValueError, match=r"'0' has 24 neurons.*6 feature maps.*channel"
+    ):
+        prune(model, graph, 0.5, level=level)
+    # What the message says to do.
+    of_channels = NIFAttribution(model, **options | {"nodes": "channel"}).fit(x).flow()
+    pruned = prune(model, of_channels, 0.5, level=level)
+    assert any(bool((mask == 0).any()) for mask in pruned.buffers())
+
+
+def test_graphs_of_neurons_serve_where_each_channel_is_one():
+    model = mlp(4, 6, 3)
+    x = torch.randn(60, 4)
+    graph = NIFAttribution(model, preset="faithful").fit(x).flow()
+    weights = [link.weight.abs() for link in graph.links]
+    least = torch.cat([w.flatten() for w in weights]).sort().values[20]
+    pruned = prune(model, graph, 20)
+    masks = [m for name, m in pruned.named_buffers() if name.endswith("weight_mask")]
+    for mask, weight in zip(masks, weights, strict=True):
+        assert torch.equal(mask.mT == 0, weight < least)
 
 
 def test_examples_that_do_not_fit_the_graph_are_refused():

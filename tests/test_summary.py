@@ -223,3 +223,15 @@ def test_bad_input():
         summarize(graph, level=5)
     with pytest.raises(ValueError, match=r"partition has the layers \['x'\]"):
         summarize(graph, community={"x": torch.zeros(3).long()})
+
+
+def test_a_layer_with_a_number_for_a_name_is_not_taken_for_a_count():
+    layers = [Layer("input", 2, "input"), Layer("0", 1, "hidden")]
+    layers.append(Layer("2", 2, "output"))
+    links = [
+        Link("input", "0", torch.tensor([[0.25], [0.5]])),
+        Link("0", "2", torch.tensor([[0.5, 0.1]])),
+    ]
+    found = summarize(FlowGraph(layers, links))
+    assert found.bottleneck == "0"
+    assert "Bottleneck: layer 0. Nodes" in str(found)

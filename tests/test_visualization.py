@@ -352,6 +352,25 @@ def test_names_stand_where_their_layers_and_nodes_are(ax):
     assert {"y", "1 node\n100 % drawn", "yes"} <= set(found)
 
 
+def test_numbers_stand_clear_of_their_nodes_whatever_the_shape(ax):
+    graph = chain(3, 6, 2)
+    community = {
+        layer.name: torch.arange(layer.size) for layer in graph.layers
+    }  # a shape for each
+    plot_flow(graph, ax, community=community)
+    places = [
+        (ax.transData.transform(place), (area**0.5 / 2) * ax.figure.dpi / 72)
+        for place, area, _ in dots(ax)
+    ]
+    ax.figure.canvas.draw()
+    hidden = [text for text in ax.texts if text.get_text() in "012345"]
+    assert len(hidden) == 6
+    for text in hidden:
+        node = ax.transData.transform(text.xy)
+        (radius,) = {r for at, r in places if np.allclose(at, node)}
+        assert text.get_window_extent().x0 >= node[0] + radius
+
+
 def test_all_text_lies_within_the_figure():
     for graph in (chain(4, 8, 5, 3), chain(*[6] * 14)):
         figure = plot_flow(graph).figure

@@ -91,8 +91,6 @@ function drawBatch(context, start, end, colours, curved) {
   }
 }
 
-const isShown = (link) => !(state.onlySignificant && state.graph.faint[link]);
-
 function inCommunity(link) {
   if (state.community < 0) return true;
   const groups = state.graph.communities[state.gamma];
@@ -136,12 +134,14 @@ function drawPaths(context, paths) {
       context.strokeStyle = colour(negative ? "negative" : "accent");
       context.lineWidth = 1.2 + 4 * (path.share / most);
       context.globalAlpha = 0.35 + 0.6 * (path.share / most);
+      context.setLineDash(state.graph.faint[link] ? [5, 5] : []);
       context.beginPath();
       trace(context, link, true);
       context.stroke();
     }
   }
   context.globalAlpha = 1;
+  context.setLineDash([]);
 }
 
 function drawNode(context, node, faded) {

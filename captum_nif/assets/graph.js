@@ -86,7 +86,8 @@ function factor(graph, link) {
 
 // The best ways from inputs to each node before `end` and it, or from each node
 // after it to outputs: lists of { score, link, rest }, best first. The ways from all
-// pixels of an image count together; the link is that of the strongest.
+// pixels of an image count together; the link is that of the strongest. Links that are
+// hidden because they are not significant are on no way.
 function bestWays(graph, end, forward) {
   const ways = new Map();
   const [from, links, ends] = forward
@@ -96,7 +97,7 @@ function bestWays(graph, end, forward) {
   for (let n = forward ? 0 : nodeCount - 1; n !== stop; n += forward ? 1 : -1) {
     const best = isKind(n, from) ? [{ score: 1, link: -1, rest: null }] : [];
     const image = { score: 0, link: -1, rest: null };
-    for (const link of links(n)) {
+    for (const link of links(n).filter(isShown)) {
       if (forward && isPixel(ends[link])) {
         if (image.link < 0 || factor(graph, link) > factor(graph, image.link)) image.link = link;
         image.score += factor(graph, link);
@@ -186,6 +187,8 @@ function useGraph(number) {
   layOut();
   select(state.selected);
 }
+
+const isShown = (link) => !(state.onlySignificant && state.graph.faint[link]);
 
 // How many links are shown at a share: ranks ascend.
 function linksIn(share) {

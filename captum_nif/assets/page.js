@@ -78,15 +78,22 @@ function swatch(parent, fill) {
 const pathName = (node) =>
   (isPixel(node) && node !== state.selected ? layers[layerOf[node]].name : nodeName(node));
 
+// The names along a path; a dashed arrow is a link that is not significant.
+function pathNames({ links }) {
+  const { source, target, faint } = state.graph;
+  return links.reduce(
+    (names, i) => `${names} ${faint[i] ? "⇢" : "→"} ${pathName(target[i])}`,
+    pathName(source[links[0]]));
+}
+
 function fillPaths() {
   const { graph, selected, paths } = state;
   el("paths").hidden = selected < 0;
   el("path-list").replaceChildren();
   if (selected < 0) return;
   paths.forEach((path, p) => {
-    const nodes = [graph.source[path.links[0]], ...path.links.map((i) => graph.target[i])];
     const button = append(append(el("path-list"), "li"), "button", undefined, { type: "button" });
-    append(button, "span", nodes.map(pathName).join(" → "));
+    append(button, "span", pathNames(path));
     append(button, "b", percent(path.share));
     const light = (which) => () => { state.path = which; drawNodes(); };
     button.addEventListener("pointerenter", light(p));
@@ -98,10 +105,13 @@ function fillPaths() {
   const whole = `the sum over all paths through ${nodeName(selected)} (Eq. 4, absolute values)`;
   const bundled = paths.some(({ links: [link] }) => isPixel(graph.source[link]))
     && !isPixel(selected);
+  const dashed = paths.some(({ links }) => links.some((i) => graph.faint[i]));
+  const only = state.onlySignificant ? " of significant links" : "";
   el("path-note").textContent = paths.length
     ? `Together ${percent(all)} of ${whole}.${bundled
-      ? " Paths from all pixels count together; each line starts at the strongest." : ""}`
-    : `No path from an input to an output runs through ${nodeName(selected)}.`;
+      ? " Paths from all pixels count together; each line starts at the strongest." : ""}${dashed
+      ? " Dashed (⇢): not significant." : ""}`
+    : `No path${only} from an input to an output runs through ${nodeName(selected)}.`;
 }
 
 // The largest communities come first; nodes without links are alone in theirs.
@@ -155,7 +165,7 @@ function fillLayers() {
       central.startsWith(`${name}[`) ? central.slice(name.length) : central,
     ]);
   });
-  el("remarks").textContent = (summary.bottleneck ? `Bottleneck: ${summary.bottleneck}. ` : "")
+  el("remarks").textContent = (summary.bottleneck ? `Bottleneck: layer ${summary.bottleneck}. ` : "")
     + "Effective: how many nodes carry the flow to the outputs.";
   el("negative-legend").hidden = !weight.some((flow) => flow < 0);
   el("faint-legend").hidden = !insignificant.length;
@@ -259,6 +269,7 @@ el("share").addEventListener("input", () => {
 el("significant").addEventListener("change", () => {
   setSignificant(el("significant").checked);
   drawLinks();
+  select(state.selected);
 });
 el("gamma").addEventListener("input", () => {
   state.gamma = Number(el("gamma").value);

@@ -31,6 +31,14 @@ from captum_nif.estimators.terms import Terms, added_up, fixed_point, put_togeth
 
 Formula = Literal["corrected", "paper"]
 
+_LEAST_K, _MOST_K = 3, 15
+"""Limits of the default k. Fewer follow mostly noise. With more, mutual information was
+found no better at N = 5000 and 20,000, in twice the time: see ``fast.CAPACITIES``."""
+
+_PAPER_K = 10
+"""The default k of the paper's formula, which names none: of 3, 5, 10 and 20 the one
+that errs least at N = 100 and 500."""
+
 
 @dataclass(frozen=True)
 class MixedKSG:
@@ -70,15 +78,30 @@ class MixedKSG:
     for comparison, and biased low everywhere: a dead neuron gets
     :math:`\psi(k) - \log(k + 1)`, -0.15 nats for k = 10, from every sample.
 
+    By default k grows with the samples,
+
+    .. math:: k = \lfloor \sqrt[3]{M} \rfloor,
+
+    which is 4, 7 and 12 at N = 100, 500 and 2000. The ball of the neighbours holds a
+    share k/M of the samples, to which the bias of a smooth dependence is proportional;
+    what k adds to the variance of mutual information falls as 1/(k M). The square of
+    the one and the other are in balance where k grows as the cube root of M; that its
+    factor is about 1 is measured. Over 14 kinds of pairs, the mean root mean square
+    error at these N is 0.096, 0.031 and 0.014 nats (k = 3: 0.093, 0.034, 0.019; k = 10:
+    0.133, 0.034, 0.015). Single samples, whose noise does not average out, gain a
+    little by more neighbours, the more the larger N is: their correlation with the true
+    PMI is 0.63, 0.80 and 0.88, with k = 20 it is 0.52, 0.81 and 0.90.
+
     Results are deterministic (there is no jitter), float64, on the device of x, and the
     same to the last bit for a pair alone or among many.
 
     Args:
 
         k (int, optional): Number of neighbours, at least 1. Small k follows fine
-            structure, large k is less noisy: the correlation of single-sample values
-            with the true PMI is about 0.77, 0.85 and 0.90 at k = 5, 10 and 20.
-            Default: 10
+            structure, large k is less noisy. None stands for the cube root of M,
+            rounded down, from 3 to 15, with the corrected formula, and for 10 with the
+            paper's; see :meth:`neighbours`.
+            Default: None
         formula (str, optional): ``"corrected"`` or ``"paper"``.
             Default: ``"corrected"``
         marginals (str, optional): Scale on which distances are measured: ``"normal"``
@@ -106,16 +129,16 @@ class MixedKSG:
         torch.Size([3, 1, 2])
     """
 
-    k: int = 10
+    k: int | None = None
     formula: Formula = "corrected"
     marginals: Marginals | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int):
+        if isinstance(self.k, bool) or not isinstance(self.k, int | None):
             raise TypeError(
-                f"k is the number of neighbours, an int, but is {self.k!r}."
+                f"k is the number of neighbours, an int or None, but is {self.k!r}."
             )
-        if self.k < 1:
+        if self.k is not None and self.k < 1:
             raise ValueError(
                 f"k is the number of neighbours, at least 1, not {self.k}."
             )
@@ -136,10 +159,36 @@ class MixedKSG:
 
     @property
     def min_samples(self) -> int:
-        """One more than k, since each sample needs k others."""
-        return self.k + 1
+        """One more than k, or than the least k that None stands for."""
+        return self.neighbours(0) + 1
 
-    def with_k(self, k: int) -> MixedKSG:
+    def neighbours(self, others: int) -> int:
+        r"""
+        The number of neighbours in use: k, or what None stands for.
+
+        Args:
+
+            others (int): Samples that a point is compared with, M: N - 1 for one of N
+                samples, N for a query.
+
+        Returns:
+
+            int: k.
+
+        Examples::
+
+            >>> [MixedKSG().neighbours(others) for others in (20, 99, 499, 1999)]
+            [3, 4, 7, 12]
+            >>> MixedKSG(k=5).neighbours(1999)
+            5
+        """
+        if self.k is not None:
+            return self.k
+        if self.formula == "paper":
+            return _PAPER_K
+        return min(max(_cube_root(others), _LEAST_K), _MOST_K)
+
+    def with_k(self, k: int | None) -> MixedKSG:
         """The same estimator with another number of neighbours.
 
         What was prepared with this one can be used with that one.
@@ -209,10 +258,10 @@ class MixedKSG:
                 were prepared for other marginals, or have fewer than k + 1 samples.
         """
         first, second = self._pair(x, y)
-        self._check_neighbours(first.samples - 1)
+        k = self._checked_k(first.samples - 1)
         points = first.leave_one_out(), second.leave_one_out()
-        engine = _engine_for(*points, self.k)
-        sums = engine.sum_blocks(*points, self.k, self._terms(points[0]))
+        engine = _engine_for(*points, k)
+        sums = engine.sum_blocks(*points, k, self._terms(points[0], k))
         total = added_up(sums, (first.size, second.size), first.device, progress)
         return total / first.samples
 
@@ -292,12 +341,13 @@ class MixedKSG:
     # ------------------------------------------------------------------------ inside
 
     def _pmi(self, x: Centres, y: Centres, progress: Progress | None) -> Tensor:
-        engine = _engine_for(x, y, self.k)
-        values = engine.pmi_blocks(x, y, self.k, self._terms(x))
+        k = self.neighbours(x.others)
+        engine = _engine_for(x, y, k)
+        values = engine.pmi_blocks(x, y, k, self._terms(x, k))
         return put_together(values, (x.count, x.size, y.size), x.device, progress)
 
-    def _terms(self, points: Centres) -> Terms:
-        return _tabulated(self.formula, self.k, points.others).to(points.device)
+    def _terms(self, points: Centres, k: int) -> Terms:
+        return _tabulated(self.formula, k, points.others).to(points.device)
 
     def _points(
         self,
@@ -308,21 +358,31 @@ class MixedKSG:
         """The samples among the others, or the queries among the samples."""
         first, second = self._pair(x, y)
         if query is None:
-            self._check_neighbours(first.samples - 1)
+            self._checked_k(first.samples - 1)
             return first.leave_one_out(), second.leave_one_out()
         points = checked_query(query, (first, second))
-        self._check_neighbours(first.samples)
+        self._checked_k(first.samples)
         return first.around(points[0]), second.around(points[1])
 
     def _pair(self, x: Tensor | Prepared, y: Tensor | Prepared) -> Pair:
         return prepared_pair(x, y, self.scale, type(self).__name__)
 
-    def _check_neighbours(self, others: int) -> None:
-        if others < self.k:
+    def _checked_k(self, others: int) -> int:
+        """The number of neighbours in use, if there are as many others."""
+        others = max(others, 0)
+        k = self.neighbours(others)
+        if others < k:
             raise ValueError(
-                f"k = {self.k} neighbours were asked for, but each point has only "
-                f"{max(others, 0)} other samples; give more samples or use a smaller k."
+                f"k = {k} neighbours are asked for, but each point has only "
+                f"{others} other samples; give more samples or use a smaller k."
             )
+        return k
+
+
+def _cube_root(count: int) -> int:
+    """The largest integer whose cube is at most ``count``."""
+    root: int = round(count ** (1 / 3))
+    return root - (root**3 > count)
 
 
 def _engine_for(x: Centres, y: Centres, k: int) -> ModuleType:

@@ -9,7 +9,7 @@ from torch.nn.utils import prune as torch_prune
 
 from captum_nif.checks import warn
 from captum_nif.graph import FlowGraph
-from captum_nif.pruning.prunable import connections, nodes
+from captum_nif.pruning.prunable import check_sizes, connections, nodes
 from captum_nif.pruning.units import Units, count_of, lowest
 from captum_nif.pruning.wiring import Example, copied, wiring
 from captum_nif.tracing import find_layers
@@ -74,8 +74,9 @@ def prune(
 
         TypeError: If an argument is of the wrong type.
         ValueError: If ``amount`` is out of range, ``level`` unknown, the graph that of
-            another model, a weight computed from others (weight_norm), or if there is
-            nothing to prune. The model is then as it was.
+            another model or of the neurons of feature maps (``nodes="neuron"``), which
+            are pruned whole, a weight computed from others (weight_norm), or if there
+            is nothing to prune. The model is then as it was.
         NotImplementedError: If the model cannot be hooked (scripted, compiled).
 
     Warns:
@@ -126,6 +127,7 @@ def find_units(
         raise TypeError(f"`graph` must be a FlowGraph, got {type(graph).__name__}")
     if level not in get_args(Level):
         raise ValueError(f"`level` must be one of {get_args(Level)}, got {level!r}")
+    check_sizes(model, graph)
     find = connections if level == "link" else nodes
     units = find(model, graph, wiring(model, graph, example_inputs))
     if not len(units.flow):

@@ -40,6 +40,37 @@ from captum_nif.pruning.wiring import NORMS, WEIGHTED, Call, Reads, layer_calls
 Ends = tuple[str, str]
 
 
+def check_sizes(model: nn.Module, graph: FlowGraph) -> None:
+    """Refuses a graph whose layers do not have the nodes that weights lead to.
+
+    Args:
+        model (Module): the network.
+        graph (FlowGraph): its flow.
+
+    Raises:
+        ValueError: if the graph is another model's, or one of the neurons of feature
+            maps: all places of a map share their weights.
+    """
+    for name, call in layer_calls(model, graph).items():
+        module, layer = model.get_submodule(call.path), graph.layer(name)
+        if not isinstance(module, WEIGHTED) or not has_parameter(module, "weight"):
+            continue
+        size, _ = _sizes(module)
+        if layer.size == size:
+            continue
+        if len(layer.shape) > 1 and layer.shape[0] == size:
+            raise ValueError(
+                f"the graph's layer {name!r} has {layer.size} neurons at the places of "
+                f"{size} feature maps, and `prune` zeroes weights, which serve whole "
+                'maps: make the graph with `nodes="channel"`, also beside '
+                '`preset="faithful"`, whose nodes are neurons'
+            )
+        raise ValueError(
+            f"the graph's layer {name!r} has {layer.size} nodes, and the model's "
+            f"{size}: the graph was made of another model"
+        )
+
+
 def connections(
     model: nn.Module, graph: FlowGraph, wires: Mapping[Call, Reads]
 ) -> Units:
@@ -138,28 +169,16 @@ class _Weight:
     calls: tuple[tuple[Layer, Call], ...]
 
     @property
-    def is_transposed(self) -> bool:
-        """Whether columns come before nodes in its shape."""
-        return bool(getattr(self.module, "transposed", False))
-
-    @property
     def sizes(self) -> tuple[int, int]:
         """Number of nodes that it leads to, and of columns that it reads."""
-        rows, others = parameter(self.module, "weight").shape[:2]
-        others *= self.groups
-        return (others, rows) if self.is_transposed else (rows, others)
-
-    @property
-    def groups(self) -> int:
-        """Groups of a convolution: the axis behind the first is that of one group."""
-        return int(getattr(self.module, "groups", 1))
+        return _sizes(self.module)
 
     def places(self) -> tuple[Tensor, Tensor]:
         """The node that each entry leads to, and the column that it reads."""
         rows, others = parameter(self.module, "weight").shape[:2]
         row = torch.arange(rows).unsqueeze(1).expand(rows, others)
-        other = row // (rows // self.groups) * others + torch.arange(others)
-        return (other, row) if self.is_transposed else (row, other)
+        other = row // (rows // _groups(self.module)) * others + torch.arange(others)
+        return (other, row) if _is_transposed(self.module) else (row, other)
 
     @property
     def outsiders(self) -> list[str]:
@@ -172,6 +191,23 @@ class _Weight:
         """Why it is left alone if there are outsiders."""
         layers = ", ".join(repr(layer.name) for layer, _ in self.calls)
         return f"{layers} (tied to {', '.join(map(repr, self.outsiders))})"
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Number of nodes that a weight leads to, and of columns that it reads."""
+    rows, others = parameter(module, "weight").shape[:2]
+    others *= _groups(module)
+    return (others, rows) if _is_transposed(module) else (rows, others)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether columns come before nodes in the shape of its weight."""
+    return bool(getattr(module, "transposed", False))
+
+
+def _groups(module: nn.Module) -> int:
+    """Groups of a convolution: the axis behind the first is that of one group."""
+    return int(getattr(module, "groups", 1))
 
 
 def _weights(
@@ -199,13 +235,7 @@ def _weights(
         for key, calls in users.items()
     ]
     for weight in weights:
-        size, _ = weight.sizes
         for layer, call in weight.calls:
-            if layer.size != size:
-                raise ValueError(
-                    f"the graph's layer {layer.name!r} has {layer.size} nodes, and the "
-                    f"model's {size}: the graph was made of another model"
-                )
             for source in wires.get(call, {}):
                 if source not in _linked(graph, layer):
                     raise ValueError(
