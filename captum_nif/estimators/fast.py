@@ -75,7 +75,7 @@ def _sums(x: RankedSamples, y: RankedSamples, k: int, terms: Terms) -> Iterator[
     from captum_nif.estimators.kernels.grid import grid_of
 
     grid, room = grid_of(x.count), _room_for(k)
-    tables = terms.joint.numpy(), terms.margin.numpy()
+    tables = terms.joint.numpy().reshape(-1), terms.margin.numpy().reshape(-1)
 
     def work(pairs: tuple[slice, slice]) -> Sums:
         columns, others = pairs
@@ -100,7 +100,7 @@ def _samples(
     from captum_nif.estimators.kernels.grid import grid_of
 
     grid, room = grid_of(x.count), _room_for(k)
-    tables = terms.joint.numpy(), terms.margin.numpy()
+    tables = terms.joint.numpy().reshape(-1), terms.margin.numpy().reshape(-1)
     everyone = slice(0, x.count)
 
     def work(pairs: tuple[slice, slice]) -> Values:

@@ -1,4 +1,4 @@
-"""How many samples lie around queries along an axis, for sixteen lanes at a time.
+"""How many samples lie around points along an axis, for sixteen lanes at a time.
 
 See :mod:`~.grid` for the look-up.
 """
@@ -27,6 +27,43 @@ def entries_up_to(
     following = lanes.gather(scores, lanes.add(entry, one))
     below = lanes.tally(entry, following, lanes.subtract(score, one))
     return below, lanes.tally(entry, following, score)
+
+
+@routine
+def around_sample(
+    scores: IntArray,
+    before: Ranks,
+    origin: Int,
+    shift: Int,
+    cumulative: Ranks,
+    untied: bool,
+    centre: Lanes,
+    rho: Lanes,
+) -> tuple[Lanes, Lanes]:
+    """Other samples within rho of each lane's sample along one axis.
+
+    Its score on the grid of N samples is ``centre``; ``cumulative`` counts samples up
+    to each doubled rank. Where all are ``untied``, these are h / 2 up to h, and
+    ``cumulative`` is not looked at.
+
+    Returns:
+
+        How many lie in the closed interval, and strictly inside if rho > 0.
+    """
+    one, zero = lanes.splat(np.int32(1)), lanes.splat(np.int32(0))
+    low, low_too = entries_up_to(
+        scores, before, origin, shift, lanes.subtract(centre, rho)
+    )
+    high, high_too = entries_up_to(
+        scores, before, origin, shift, lanes.add(centre, rho)
+    )
+    if untied:
+        closed = _halved(high_too, low)
+        inside = _halved(high, low_too)
+    else:
+        closed = _counted(cumulative, high_too, low, zero, zero)
+        inside = _counted(cumulative, high, low_too, zero, zero)
+    return lanes.subtract(closed, one), lanes.subtract(inside, one)
 
 
 @routine
@@ -68,28 +105,29 @@ def around_query(
     high = lanes.maximum(lanes.subtract(high, two), upto)
     high_too = lanes.maximum(lanes.subtract(high_too, two), upto)
     if untied:
-        return (
-            lanes.subtract(
-                lanes.shift_right(high_too, one), lanes.shift_right(low, one)
-            ),
-            lanes.subtract(
-                lanes.shift_right(high, one), lanes.shift_right(low_too, one)
-            ),
-        )
-    closed = lanes.subtract(
-        _spread(cumulative, high_too, spread, offset),
-        _spread(cumulative, low, spread, offset),
+        return _halved(high_too, low), _halved(high, low_too)
+    return (
+        _counted(cumulative, high_too, low, spread, offset),
+        _counted(cumulative, high, low_too, spread, offset),
     )
-    inside = lanes.subtract(
-        _spread(cumulative, high, spread, offset),
-        _spread(cumulative, low_too, spread, offset),
-    )
-    return closed, inside
 
 
 @routine
-def _spread(array: Ranks, at: Lanes, spread: Lanes, offset: Lanes) -> Lanes:
-    return lanes.gather(array, lanes.add(lanes.shift_left(at, spread), offset))
+def _halved(high: Lanes, low: Lanes) -> Lanes:
+    """Samples between doubled ranks where none are tied."""
+    one = lanes.splat(np.int32(1))
+    return lanes.subtract(lanes.shift_right(high, one), lanes.shift_right(low, one))
+
+
+@routine
+def _counted(
+    cumulative: Ranks, high: Lanes, low: Lanes, spread: Lanes, offset: Lanes
+) -> Lanes:
+    """Samples between doubled ranks, counted at ``(rank << spread) + offset``."""
+    return lanes.subtract(
+        lanes.gather(cumulative, lanes.add(lanes.shift_left(high, spread), offset)),
+        lanes.gather(cumulative, lanes.add(lanes.shift_left(low, spread), offset)),
+    )
 
 
 @routine

@@ -73,18 +73,6 @@ def cumulate(ranks: Ranks, cumulative: Ranks) -> None:
 
 
 @routine
-def entries_up_to(
-    scores: IntArray, before: Ranks, origin: Int, shift: Int, score: Int
-) -> tuple[Int, Int]:
-    """Largest entries of the grid whose scores are below, and at most, a score."""
-    # Unsigned indices: numba would check signed ones for counting from the end.
-    score = min(max(score, origin), np.int64(scores[len(scores) - 2]) + 1)
-    at = np.uintp(before[np.uintp((score - origin) >> shift)])
-    following = scores[at + np.uintp(1)]
-    return at + np.uintp(following < score), at + np.uintp(following <= score)
-
-
-@routine
 def within(
     scores: IntArray,
     before: Ranks,
@@ -93,14 +81,18 @@ def within(
     cumulative: Ranks,
     centre: Int,
     rho: Int,
-) -> tuple[Int, Int, Int]:
-    """Samples within rho of a centre along one axis.
+) -> tuple[Int, Int]:
+    """Samples at most rho from a centre along one axis.
 
     Returns:
 
-        How many lie below the closed interval, up to its end, and strictly inside.
+        How many samples lie below them, and how many up to the last of them.
     """
-    low, low_too = entries_up_to(scores, before, origin, shift, centre - rho)
-    high, high_too = entries_up_to(scores, before, origin, shift, centre + rho)
-    inside = cumulative[high] - cumulative[low_too]
-    return cumulative[low], cumulative[high_too], inside
+    # Unsigned indices: numba would check signed ones for counting from the end.
+    last, one = np.int64(scores[len(scores) - 2]), np.uintp(1)
+    low = np.uintp((min(max(centre - rho, origin), last + 1) - origin) >> shift)
+    high = np.uintp((min(max(centre + rho, origin), last + 1) - origin) >> shift)
+    low, high = np.uintp(before[low]), np.uintp(before[high])
+    low += np.uintp(scores[low + one] < centre - rho)
+    high += np.uintp(scores[high + one] <= centre + rho)
+    return cumulative[low], cumulative[high]

@@ -21,6 +21,7 @@ import numpy as np
 
 from captum_nif._compile import Int, kernel, routine
 from captum_nif.estimators.kernels import lanes
+from captum_nif.estimators.kernels.around import around_sample, term_at
 from captum_nif.estimators.kernels.grid import (
     Grid,
     IntArray,
@@ -39,7 +40,7 @@ from captum_nif.estimators.kernels.scan import (
 FAR = np.int32(3 << 29)
 """A score further from every score than these are from each other."""
 
-UNCOUNTED = -1
+UNCOUNTED = np.int32(-1)
 """Number of neighbours within rho where it may be more than k."""
 
 STEPS = 4
@@ -126,11 +127,13 @@ class Scratch(NamedTuple):
     place: IntArray
     rho: IntArray
     counts: IntArray
-    beyond: IntArray
     late: IntArray
     y_along_x: IntArray
     x_along_y: IntArray
     found: IntArray
+    term: IntArray
+    term_x: IntArray
+    term_y: IntArray
     pmi: LongArray
 
 
@@ -230,7 +233,8 @@ def walk(n: Int, k: Int, capacity: tuple[int, ...], s: Scratch) -> Int:
     the points for which rho is only an upper bound, and returns how many.
     """
     walk_x, walk_y, all_up, all_down = s.walk_x, s.walk_y, s.up, s.down
-    rho, beyond, counts, late_points = s.rho, s.beyond, s.counts, s.late
+    rho, counts, late_points = s.rho, s.counts, s.late
+    k_samples, uncounted = lanes.splat(np.int32(k)), lanes.splat(UNCOUNTED)
     nowhere = lanes.smallest(capacity, len(capacity) - k - 1, NOWHERE)
     late = 0
     for p in range(0, n, lanes.WIDTH):
@@ -270,9 +274,8 @@ def walk(n: Int, k: Int, capacity: tuple[int, ...], s: Scratch) -> Int:
             if lanes.count_bits(walking) <= FEW:
                 break
         lanes.store(rho, p, nearest[-2])
-        lanes.store(beyond, p, nearest[-1])
-        for q in range(p, p + lanes.WIDTH):
-            counts[q] = k if beyond[q] > rho[q] else UNCOUNTED
+        count = lanes.choose_at_most(nearest[-1], nearest[-2], uncounted, k_samples)
+        lanes.store(counts, p, count)
         while walking != 0:
             late_points[late] = p + lanes.first_bit(walking)
             late += 1
@@ -294,8 +297,8 @@ def finish(
         p = s.late[at]
         a, b = walk_x[PADDING + p], walk_y[PADDING + p]
         bound = rho[p]
-        low_x, high_x, _ = within(scores, before, origin, shift, cum_x, a, bound)
-        low_y, high_y, _ = within(scores, before, origin, shift, cum_y, b, bound)
+        low_x, high_x = within(scores, before, origin, shift, cum_x, a, bound)
+        low_y, high_y = within(scores, before, origin, shift, cum_y, b, bound)
         # The point itself, at distance 0, comes first.
         if high_x - low_x <= high_y - low_y:
             rho[p], count = nearest_within(
@@ -305,6 +308,28 @@ def finish(
             rho[p], count = nearest_within(
                 ordered_y, x_along_y, low_y, high_y, b, a, k + 1, bound, found
             )
+        counts[p] = count - 1
+
+
+@routine
+def count_uncounted(
+    n: Int, x: Axis, i: Int, y: Axis, j: Int, grid: Grid, s: Scratch
+) -> None:
+    """Count the samples within rho where they may be more than k."""
+    walk_x, walk_y, rhos, counts, copies = s.walk_x, s.walk_y, s.rho, s.counts, s.copies
+    cum_x, ordered_x, y_along_x = x.cumulative[i], x.ordered[i], s.y_along_x
+    cum_y, ordered_y, x_along_y = y.cumulative[j], y.ordered[j], s.x_along_y
+    scores, before, origin, shift = grid.scores, grid.before, grid.origin, grid.shift
+    for p in range(n):
+        if counts[p] != UNCOUNTED or copies[p] == 0:
+            continue
+        a, b, rho = walk_x[PADDING + p], walk_y[PADDING + p], rhos[p]
+        low_x, high_x = within(scores, before, origin, shift, cum_x, a, rho)
+        low_y, high_y = within(scores, before, origin, shift, cum_y, b, rho)
+        if high_x - low_x <= high_y - low_y:
+            count = count_within(ordered_x, y_along_x, low_x, high_x, a, b, rho)
+        else:
+            count = count_within(ordered_y, x_along_y, low_y, high_y, b, a, rho)
         counts[p] = count - 1
 
 
@@ -320,34 +345,46 @@ def evaluate(
     margin: LongArray,
     s: Scratch,
 ) -> None:
-    """Turn rho of all points into ``pmi``."""
-    walk_x, walk_y, rhos, counts, pmi = s.walk_x, s.walk_y, s.rho, s.counts, s.pmi
-    cum_x, ordered_x, y_along_x = x.cumulative[i], x.ordered[i], s.y_along_x
-    cum_y, ordered_y, x_along_y = y.cumulative[j], y.ordered[j], s.x_along_y
+    """Turn rho and counts of all points into ``pmi``."""
+    rhos, counts, pmi = s.rho, s.counts, s.pmi
     scores, before, origin, shift = grid.scores, grid.before, grid.origin, grid.shift
-    copies = s.copies
-    one = np.uintp(1)
-    for p in range(n):
-        if copies[p] == 0:
-            continue
-        a, b, rho = walk_x[PADDING + p], walk_y[PADDING + p], rhos[p]
-        low_x, high_x, inside_x = within(scores, before, origin, shift, cum_x, a, rho)
-        low_y, high_y, inside_y = within(scores, before, origin, shift, cum_y, b, rho)
-        count_x, count_y = high_x - low_x, high_y - low_y
-        count = counts[p]
-        if count == UNCOUNTED:
-            if count_x <= count_y:
-                count = count_within(ordered_x, y_along_x, low_x, high_x, a, b, rho)
-            else:
-                count = count_within(ordered_y, x_along_y, low_y, high_y, b, a, rho)
-            count -= 1
-        edge_x = np.uintp((count_x > inside_x) & (rho > 0))
-        edge_y = np.uintp((count_y > inside_y) & (rho > 0))
-        pmi[p] = (
-            joint[np.uintp(rho == 0), np.uintp(count)]
-            - margin[edge_x, np.uintp(count_x) - one]
-            - margin[edge_y, np.uintp(count_y) - one]
+    samples = x.ranks.shape[1]
+    cum_x, untied_x = x.cumulative[i], x.distinct[i] == samples
+    cum_y, untied_y = y.cumulative[j], y.distinct[j] == samples
+    zero, terms = lanes.splat(np.int32(0)), len(margin) // 2
+    term, term_x, term_y = s.term, s.term_x, s.term_y
+    for p in range(0, n, lanes.WIDTH):
+        rho, count = lanes.load(rhos, p), lanes.load(counts, p)
+        closed_x, inside_x = around_sample(
+            scores,
+            before,
+            origin,
+            shift,
+            cum_x,
+            untied_x,
+            lanes.load(s.walk_x, PADDING + p),
+            rho,
         )
+        closed_y, inside_y = around_sample(
+            scores,
+            before,
+            origin,
+            shift,
+            cum_y,
+            untied_y,
+            lanes.load(s.walk_y, PADDING + p),
+            rho,
+        )
+        coinciding = lanes.add(count, lanes.splat(np.int32(terms)))
+        lanes.store(term, 0, lanes.choose_at_most(rho, zero, coinciding, count))
+        lanes.store(term_x, 0, term_at(closed_x, inside_x, rho, terms))
+        lanes.store(term_y, 0, term_at(closed_y, inside_y, rho, terms))
+        for lane in range(min(lanes.WIDTH, n - p)):
+            pmi[p + lane] = (
+                joint[np.uintp(term[lane])]
+                - margin[np.uintp(term_x[lane])]
+                - margin[np.uintp(term_y[lane])]
+            )
 
 
 @routine
@@ -367,6 +404,7 @@ def solve(
     n = lay_out(x, i, y, j, k, s)
     late = walk(n, k, capacity, s)
     finish(late, x, i, y, j, k, grid, s)
+    count_uncounted(n, x, i, y, j, grid, s)
     evaluate(n, x, i, y, j, grid, joint, margin, s)
     return n
 
