@@ -18,6 +18,7 @@ from torch import Tensor
 from captum_nif._compile import kernel
 from captum_nif.estimators import MixedKSG, fast, marginals, plain
 from captum_nif.estimators.kernels import lanes
+from captum_nif.estimators.kernels.scan import NOWHERE, nowhere
 from captum_nif.estimators.parallel import in_threads
 
 
@@ -90,8 +91,8 @@ def test_engines_agree_for_many_neighbours(k):
 @pytest.mark.parametrize("capacity", fast.CAPACITIES)
 def test_lists_keep_the_smallest_in_order(capacity):
     @kernel
-    def listed(values, capacity, lists):
-        kept = lanes.smallest(capacity, 1, np.int32(1 << 20))
+    def listed(values, capacity, empty, lists):
+        kept = lanes.load_lists(capacity, empty)
         for i in range(0, len(values), 4 * lanes.WIDTH):
             kept = lanes.insert_four(
                 kept,
@@ -109,8 +110,9 @@ def test_lists_keep_the_smallest_in_order(capacity):
         for largest in (3, 1 << 19):  # with ties and almost without
             values = generator.integers(0, largest, (count, 16), dtype=np.int32)
             found = np.empty((3, 16), np.int32)
-            listed(values.reshape(-1), (0,) * capacity, found.reshape(-1))
-            far = np.full((capacity, 16), 1 << 20)
+            empty = nowhere(capacity - 2, capacity)
+            listed(values.reshape(-1), (0,) * capacity, empty, found.reshape(-1))
+            far = np.full((capacity, 16), NOWHERE)
             kept = np.sort(np.concatenate([values, far]), axis=0)[: capacity - 1]
             kept = np.concatenate([np.full((1, 16), -1), kept])
             np.testing.assert_array_equal(found, kept[[0, -2, -1]])

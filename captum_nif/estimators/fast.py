@@ -125,8 +125,10 @@ def _queries(
 ) -> Iterator[Values]:
     from captum_nif.estimators.kernels import instance
     from captum_nif.estimators.kernels.grid import grid_of
+    from captum_nif.estimators.kernels.scan import nowhere
 
     grid, room = grid_of(x.others + 1), _room_for(k)
+    none_found = nowhere(k, len(room))
     tables = terms.joint.numpy().reshape(-1), terms.margin.numpy().reshape(-1)
     ranks_x, untied_x = x.ranks.numpy().reshape(-1), x.untied.numpy()
     queries_x = _contiguous(x.query_ranks)
@@ -170,6 +172,7 @@ def _queries(
                 way,
                 k,
                 room,
+                none_found,
                 grid,
                 *tables,
             )

@@ -145,6 +145,7 @@ def pointwise(
     way: Approach,
     k: Int,
     capacity: tuple[int, ...],
+    nowhere: IntArray,
     grid: Grid,
     joint: LongArray,
     margin: LongArray,
@@ -161,6 +162,7 @@ def pointwise(
         way: The same along y, from :func:`fill`.
         k: Number of neighbours.
         capacity: Any tuple longer than k.
+        nowhere: See :func:`~.scan.nowhere`, for this capacity.
         grid: Of N + 1.
         joint: The terms of the formula for the plane, row after row,
         margin: and those for an axis.
@@ -194,6 +196,7 @@ def pointwise(
                 q,
                 k,
                 capacity,
+                nowhere,
                 grid,
                 joint,
                 margin,
@@ -267,6 +270,7 @@ def _explain(
     q: Int,
     k: Int,
     capacity: tuple[int, ...],
+    nowhere: IntArray,
     grid: Grid,
     joint: LongArray,
     margin: LongArray,
@@ -274,14 +278,13 @@ def _explain(
 ) -> None:
     """PMI of query q for sixteen variables of x and all of y."""
     scores, before, origin, shift = grid.scores, grid.before, grid.origin, grid.shift
-    nowhere = lanes.smallest(capacity, len(capacity) - k - 1, NOWHERE)
     zero, terms = lanes.splat(np.int32(0)), len(margin) // 2
     by_lane, k_samples = lanes.splat(np.int32(4)), lanes.splat(np.int32(k))
     centre = lanes.gather(scores, rank)
     term, term_x, term_y = np.empty((3, lanes.WIDTH), np.int32)
     for j in range(len(way.untied)):
         samples, along_y = way.order[q, j], way.distance[q, j]
-        nearest = nowhere
+        nearest = lanes.load_lists(capacity, nowhere)
         visits = np.intp(0)
         while True:
             nearest = lanes.insert_four(

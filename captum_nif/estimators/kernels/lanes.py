@@ -224,24 +224,23 @@ def first_bit(typing: Any, mask: Any) -> Any:
 
 
 @_operation
-def smallest(typing: Any, capacity: Any, below: Any, above: Any) -> Any:
-    """Start a sorted list of values for each lane, as long as the tuple ``capacity``.
+def load_lists(typing: Any, capacity: Any, array: Any) -> Any:
+    """A list for each lane, as long as the tuple ``capacity``, from a contiguous array.
 
-    Its first ``below`` entries are -1, smaller than any distance, the others ``above``.
+    Their first entries are those of ``array[:16]``, and so on.
     """
-    length = len(capacity)
-    result: Any = types.UniTuple(lanes_type, length)  # type: ignore[no-untyped-call]
+    result: Any = types.UniTuple(lanes_type, len(capacity))  # type: ignore[no-untyped-call]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        minus = ir.Constant(_VECTOR, [-1] * WIDTH)
-        far = _splat(builder, args[2])
         entries = []
-        for i in range(length):
-            filled = builder.icmp_signed("<", ir.Constant(args[1].type, i), args[1])
-            entries.append(builder.select(filled, minus, far))
+        for i in range(len(capacity)):
+            at = ir.Constant(_I64, i * WIDTH)
+            _, pointer = _pointer(context, builder, signature.args[1], args[1], at)
+            start = builder.bitcast(pointer, _VECTOR.as_pointer())
+            entries.append(builder.load(start, align=4))
         return cgutils.pack_array(builder, entries)  # type: ignore[no-untyped-call]
 
-    return result(capacity, types.intp, types.int32), codegen
+    return result(capacity, array), codegen
 
 
 @_operation

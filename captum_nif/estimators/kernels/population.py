@@ -31,10 +31,10 @@ from captum_nif.estimators.kernels.grid import (
     within,
 )
 from captum_nif.estimators.kernels.scan import (
-    NOWHERE,
     count_within,
     first,
     nearest_within,
+    nowhere,
 )
 
 FAR = np.int32(3 << 29)
@@ -114,7 +114,7 @@ class Scratch(NamedTuple):
     """Working memory for one pair of variables with N samples.
 
     ``walk_x`` and ``walk_y`` have room for a walk before the first and after the last
-    sample, all others for sixteen lanes after the last.
+    sample, arrays of samples for sixteen lanes after the last.
     """
 
     walk_x: IntArray
@@ -131,25 +131,27 @@ class Scratch(NamedTuple):
     y_along_x: IntArray
     x_along_y: IntArray
     found: IntArray
+    nowhere: IntArray
     term: IntArray
     term_x: IntArray
     term_y: IntArray
     pmi: LongArray
 
 
-def scratch_for(samples: int) -> Scratch:
+def scratch_for(samples: int, k: int, capacity: int) -> Scratch:
     """Allocate working memory."""
     walk_x = np.full(samples + 2 * PADDING, FAR, np.int32)
     walk_x[:PADDING] = -FAR
-    room = dict.fromkeys(Scratch._fields, samples + lanes.WIDTH)
-    room.update(walk_y=samples + 2 * PADDING, place=2 * samples + 2)
-    room.pop("walk_x")
-    room.pop("pmi")
-    return Scratch(
-        walk_x=walk_x,
-        pmi=np.zeros(samples, np.int64),
-        **{name: np.zeros(size, np.int32) for name, size in room.items()},
-    )
+    given = {
+        "walk_x": walk_x,
+        "walk_y": np.zeros_like(walk_x),
+        "place": np.zeros(2 * samples + 2, np.int32),
+        "nowhere": nowhere(k, capacity),
+        "pmi": np.zeros(samples, np.int64),
+    }
+    others = [name for name in Scratch._fields if name not in given]
+    rows = np.zeros((len(others), samples + lanes.WIDTH), np.int32)
+    return Scratch(**given, **dict(zip(others, rows, strict=True)))
 
 
 @routine
@@ -235,13 +237,12 @@ def walk(n: Int, k: Int, capacity: tuple[int, ...], s: Scratch) -> Int:
     walk_x, walk_y, all_up, all_down = s.walk_x, s.walk_y, s.up, s.down
     rho, counts, late_points = s.rho, s.counts, s.late
     k_samples, uncounted = lanes.splat(np.int32(k)), lanes.splat(UNCOUNTED)
-    nowhere = lanes.smallest(capacity, len(capacity) - k - 1, NOWHERE)
     late = 0
     for p in range(0, n, lanes.WIDTH):
         here = PADDING + p
         x, y = lanes.load(walk_x, here), lanes.load(walk_y, here)
         up, down = lanes.load(all_up, p), lanes.load(all_down, p)
-        nearest = nowhere
+        nearest = lanes.load_lists(capacity, s.nowhere)
         valid = first(n - p)
         walking = valid
         step = 1
@@ -464,6 +465,6 @@ def mutual_information(
     samples = ranks_x.shape[1]
     total = np.zeros((len(ranks_x), len(ranks_y)), np.int64)
     pmi = np.empty((*total.shape, samples if pointwise else 0), np.int64)
-    s = scratch_for(samples)
+    s = scratch_for(samples, k, len(capacity))
     _solve_all(x, y, k, capacity, grid, joint, margin, s, total, pmi)
     return total, pmi

@@ -12,6 +12,17 @@ NOWHERE = np.int32(np.iinfo(np.int32).max)
 """Larger than any distance."""
 
 
+def nowhere(k: int, capacity: int) -> IntArray:
+    """The k + 1 nearest of sixteen points before any is found, [capacity * 16].
+
+    Lists longer than that start with -1, less than any distance. Kernels load this
+    again for each sixteen points: kept in registers, it would take them from the lists.
+    """
+    lists = np.full((capacity, lanes.WIDTH), NOWHERE, np.int32)
+    lists[: capacity - k - 1] = -1
+    return lists.reshape(-1)
+
+
 @routine
 def count_within(
     ordered: IntArray, other: IntArray, low: Int, high: Int, a: Int, b: Int, rho: Int
