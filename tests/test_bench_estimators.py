@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import bootstrap, ttest_1samp
 
-from benchmarks import bench_estimators
+from benchmarks import bench_estimators, estimator_times
 from benchmarks.estimator_accuracy import (
     DEFAULT,
     Method,
@@ -122,3 +122,16 @@ def test_the_whole_report_of_few_small_tasks(tmp_path, capsys, monkeypatch):
         assert f"bench_estimators_{part}.png" in page
     assert "best peer" in page
     assert str(tmp_path / "bench_estimators.md") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("marginals", ["normal", "raw"])
+def test_rows_of_times_compare_the_engine_with_its_peers(marginals):
+    row = estimator_times.population_row("binary", 50, 3, marginals, seed=0, rounds=1)
+    assert row["MixedKSG (us)"] > 0
+    assert min(row[f"{peer} (ratio)"] for peer in ("scikit-learn", "k-d tree")) > 0
+
+
+def test_rows_of_times_count_every_query():
+    row = estimator_times.instance_row(50, 3, queries=2, sources=20, seed=0, rounds=1)
+    assert row["pairs"] == 20 * 64
+    assert row["torch (ratio)"] > 0

@@ -63,8 +63,8 @@ class MixedKSG:
     Without ties the second case is algorithm 1 of Kraskov et al. With them, for example
     where a ReLU puts half of the samples at 0, closed counts keep the many samples at
     exactly :math:`\rho_i` in the picture: dropping them, as the published code of Gao
-    et al. does, finds 0.06 nats in independent pairs of ReLUs and 0.4 nats in data
-    rounded to one decimal. A constant variable has a PMI of exactly 0. Values are
+    et al. does, finds information in independent pairs of ReLUs, and far too much in
+    rounded data. A constant variable has a PMI of exactly 0. Values are
     always finite, and may be negative.
 
     ``formula="paper"`` is Eq. 6 of Davis et al. (*On network science and mutual

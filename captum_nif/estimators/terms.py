@@ -55,6 +55,11 @@ def fixed_point(nats: Tensor) -> Tensor:
     return torch.round(nats * FIXED_POINT).long()
 
 
+def to_nats(terms: Tensor) -> Tensor:
+    """Sums of terms in nats, float64."""
+    return terms.double().div_(FIXED_POINT)
+
+
 def added_up(
     sums: Iterable[Sums],
     shape: tuple[int, int],
@@ -67,7 +72,7 @@ def added_up(
         total[columns, others] += block
         if progress is not None:
             progress(count * block.numel())
-    return total.double().div_(FIXED_POINT)
+    return to_nats(total)
 
 
 def put_together(
@@ -79,7 +84,7 @@ def put_together(
     """PMI of points in nats, [N, a, b], from an engine's blocks."""
     pmi = torch.empty(shape, dtype=torch.float64, device=device)
     for rows, columns, others, block in values:
-        pmi[rows, columns, others] = block
+        pmi[rows, columns, others] = to_nats(block)
         if progress is not None:
             progress(block.numel())
-    return pmi.div_(FIXED_POINT)
+    return pmi

@@ -15,7 +15,7 @@ sample further on can be nearer than the k-th found. That takes some sqrt(k N) s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -142,7 +142,7 @@ def scratch_for(samples: int, k: int, capacity: int) -> Scratch:
     """Allocate working memory."""
     walk_x = np.full(samples + 2 * PADDING, FAR, np.int32)
     walk_x[:PADDING] = -FAR
-    given = {
+    given: dict[str, Any] = {
         "walk_x": walk_x,
         "walk_y": np.zeros_like(walk_x),
         "place": np.zeros(2 * samples + 2, np.int32),
@@ -151,7 +151,7 @@ def scratch_for(samples: int, k: int, capacity: int) -> Scratch:
     }
     others = [name for name in Scratch._fields if name not in given]
     rows = np.zeros((len(others), samples + lanes.WIDTH), np.int32)
-    return Scratch(**given, **dict(zip(others, rows, strict=True)))
+    return Scratch(**given | dict(zip(others, rows, strict=True)))
 
 
 @routine
