@@ -239,8 +239,8 @@ def _together(x: Tensor, y: Tensor) -> Tensor:
 def _counted(cells: Tensor) -> tuple[Tensor, Tensor]:
     """A key to each sample's count, [N M], and counts by cell, [M, cells].
 
-    Products of one-hot matrices would give the same counts, but take longer, the more so
-    the larger N is, as there are more cells.
+    Products of one-hot matrices would give the same counts, but take longer, the more
+    so the larger N is, as there are more cells.
     """
     columns = cells.flatten(1)
     size, span = columns.shape[1], 1 + int(columns.max())

@@ -75,11 +75,11 @@ class EDGE:
     Cells are coarser than the nearest neighbours of
     :class:`~captum_nif.estimators.MixedKSG`: strong dependence is underestimated (the
     mutual information of a continuous variable with itself grows with
-    :math:`\tfrac14 \log N`), while PMI of single samples is less noisy. Over the 14 kinds
-    of pairs of ``benchmarks.bench_estimators``, at N = 100, 500 and 2000, its
-    correlation with the true PMI is 0.73, 0.85 and 0.90 (``MixedKSG()``: 0.63, 0.80 and
-    0.88), and the root mean square error of mutual information is 0.116, 0.046 and
-    0.024 nats (0.096, 0.031 and 0.014).
+    :math:`\tfrac14 \log N`), while PMI of single samples is less noisy. Over the 14
+    kinds of pairs of ``benchmarks.bench_estimators``, at N = 100, 500 and 2000, its
+    correlation with the true PMI is 0.73, 0.85 and 0.90 (``MixedKSG()``: 0.63, 0.80
+    and 0.88), and the root mean square error of mutual information is 0.116, 0.046
+    and 0.024 nats (0.096, 0.031 and 0.014).
 
     Args:
 
