@@ -75,9 +75,9 @@ class MINE:
     Independent pairs come out within hundredths of a nat of 0, as stopping early keeps
     noise from being learnt. Smooth dependence is found, but what bends often or sharply
     takes more ``steps``: of the 0.86 nats between a phase and its noisy sine over two
-    periods, 0.2 are missed at N = 2000. Neither network has seen a query, so that the PMI of
-    queries, on average, is somewhat lower than the mutual information. The PMI of
-    samples among the others is thus *not* what :meth:`pmi` would return for them as
+    periods, 0.2 are missed at N = 2000. Neither network has seen a query, so that the
+    PMI of queries, on average, is somewhat lower than the mutual information. The PMI
+    of samples among the others is thus *not* what :meth:`pmi` would return for them as
     queries against the others. Both follow the truth closely.
 
     **Time.** Training takes some 60 ms per pair of variables, a thousand times what
