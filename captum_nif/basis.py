@@ -7,7 +7,7 @@ batch that is explained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -137,13 +137,43 @@ class Setup:
         groups: dict[str, FeatureGroups] = {}
         if feature_mask is not None:
             groups = feature_groups(feature_mask, population.inputs)
-        kind = CorrelationFlow if self.scale == "correlation" else Flow
         fields = {}
         if self.inputs == "independent":
             affordable(population, self.draws)  # before what may take long
         if self.nodes == "neuron":
             fields = receptive_fields(self.model, population, self.seed)
             fields = {ends: x for ends, x in fields.items() if ends[0] not in groups}
+        return self._flow(population, groups, fields, None, bar)
+
+    def flows_without_groups(
+        self, basis: Basis, groups: int, seed: int
+    ) -> Iterator[Flow]:
+        """The flows without each of some groups of samples, for a jackknife.
+
+        Independent inputs are drawn anew from the samples that are left, as close to
+        the basis's own as can be. What chance adds to these is uncertain too: with each
+        group of samples one of draws is left out, so that either counts once.
+        """
+        population, flow = basis.population, basis.flow
+        left: Iterable[Tensor | None] = [None] * groups
+        if self.inputs == "independent":
+            left = leave_groups_out(affordable(population, self.draws), groups, seed)
+        rest = leave_groups_out(population.size, groups, seed)
+        for kept, draws in zip(rest, left, strict=True):
+            part = population.subset(kept)
+            self._check_size(part, f"The background without one of {groups} groups")
+            yield self._flow(part, flow.groups, flow.fields, draws)
+
+    def _flow(
+        self,
+        population: Population,
+        groups: Mapping[str, FeatureGroups],
+        fields: Mapping[tuple[str, str], Tensor],
+        draws: Tensor | None,
+        bar: bool = False,
+    ) -> Flow:
+        """The flow of a population, from these of its draws."""
+        kind = CorrelationFlow if self.scale == "correlation" else Flow
         if self.inputs == "observed":
             values = population.values
             return kind(population.structure, values, self.rule, groups, None, fields)
@@ -154,8 +184,9 @@ class Setup:
                     of_channel = torch.arange(layer.shape[0])
                     members = of_channel.repeat_interleave(places(layer))
                     together[layer.name] = members
+        total = affordable(population, self.draws)
         with progress(
-            desc="NIF independent inputs", total=self.draws, disable=not bar
+            desc="NIF independent inputs", total=total, disable=not bar
         ) as drawn:
             found = draw(
                 self.model,
@@ -164,25 +195,13 @@ class Setup:
                 self.seed,
                 together,
                 drawn.update,
+                draws,
             )
         structure, given, fed = population.structure, found.given, found.fed
         if self.nodes == "channel":
             given, fed = (channel_averages(structure, x) for x in (given, fed))
             structure = averaged(structure)
         return kind(structure, given, self.rule, groups, fed, fields)
-
-    def flows_without_groups(
-        self,
-        population: Population,
-        feature_mask: FeatureMask | None,
-        groups: int,
-        seed: int,
-    ) -> Iterator[Flow]:
-        """The flows without each of some groups of samples, for a jackknife."""
-        for kept in leave_groups_out(population.size, groups, seed):
-            part = population.subset(kept)
-            self._check_size(part, f"The background without one of {groups} groups")
-            yield self.flow(part, feature_mask)
 
     def query(
         self,

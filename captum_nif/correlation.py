@@ -11,14 +11,32 @@ With the sign of the ordinary correlation it also tells excitation from inhibiti
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
-from captum_nif.estimators import PMIEstimator
-from captum_nif.layers import sorted_sparse
+from captum_nif.estimators import GaussianCopula, PMIEstimator
+from captum_nif.estimators.gaussian import gaussian_information
+from captum_nif.field_matrix import FieldMatrix
 
-_DENSE = 0.5
-"""Share of the pairs of nodes above which a link is stored as a full matrix."""
+
+@overload
+def signed_linfoot(
+    estimator: PMIEstimator, x: Tensor, y: Tensor, field: None = None
+) -> Tensor: ...
+
+
+@overload
+def signed_linfoot(
+    estimator: PMIEstimator, x: Tensor, y: Tensor, field: Tensor
+) -> FieldMatrix: ...
+
+
+@overload
+def signed_linfoot(
+    estimator: PMIEstimator, x: Tensor, y: Tensor, field: Tensor | None
+) -> Tensor | FieldMatrix: ...
 
 
 def signed_linfoot(
@@ -26,7 +44,7 @@ def signed_linfoot(
     x: Tensor,
     y: Tensor,
     field: Tensor | None = None,
-) -> Tensor:
+) -> Tensor | FieldMatrix:
     r"""
     Linfoot's correlation of every pair of variables, with the sign of Pearson's.
 
@@ -42,48 +60,46 @@ def signed_linfoot(
             by channel, then by place.
 
     Returns:
-        Tensor: float64, [a, b], in [-1, 1]; sparse (COO) where fields are small.
+        Tensor: float64, [a, b], in [-1, 1]; with a field a FieldMatrix.
     """
     if field is None:
-        return _of_all_pairs(estimator, x, y)
-    places, others = field.shape
-    a, b = x.shape[1], y.shape[1]
-    dense = (
-        x.new_zeros(a, b, dtype=torch.float64)
-        if field.double().mean() > _DENSE
-        else None
-    )
-    # an empty part each, for targets that no place of the source reaches
-    indices, values = [x.new_zeros(0, dtype=torch.long)], [x.new_zeros(0).double()]
-    for place in range(others):
-        seen = field[:, place].nonzero().flatten().to(x.device)
-        if not len(seen):
-            continue
-        rows = (torch.arange(0, a, places, device=x.device)[:, None] + seen).flatten()
-        columns = torch.arange(place, b, others, device=x.device)
-        block = _of_all_pairs(estimator, x[:, rows], y[:, columns])
-        if dense is not None:
-            dense[rows[:, None], columns] = block
-            continue
-        at = (rows[:, None] * b + columns).flatten()
-        indices.append(at)
-        values.append(block.flatten())
-    if dense is not None:
-        return dense
-    order = torch.cat(indices).argsort()
-    at = torch.cat(indices)[order]
-    return sorted_sparse(
-        torch.stack([at // b, at % b]), torch.cat(values)[order], (a, b)
-    )
+        return _of_all_pairs(estimator, x.mT, y.mT)
+    here, there = field.shape
+    columns, rows = field.mT.nonzero(as_tuple=True)  # target after target
+    rows, columns = rows.to(x.device), columns.to(x.device)
+    xs, ys = x.mT.contiguous(), y.mT.contiguous()  # a node's samples lie together
+    channels = torch.arange(0, len(xs), here, device=x.device)
+    found = x.new_empty(len(rows), len(channels), len(ys) // there, dtype=torch.float64)
+    parts = field.sum(0).tolist()
+    for place, (seen, block) in enumerate(
+        zip(rows.split(parts), found.split(parts), strict=True)
+    ):
+        if len(seen):
+            sources = xs[(seen[:, None] + channels).flatten()]
+            pairs = _of_all_pairs(estimator, sources, ys[place::there])
+            block.copy_(pairs.view_as(block))
+    return FieldMatrix(found, rows, columns, (here, there))
 
 
 def _of_all_pairs(estimator: PMIEstimator, x: Tensor, y: Tensor) -> Tensor:
-    information = estimator.mi(x, y)
-    size = (-torch.expm1(-2 * information.clamp(min=0))).sqrt()
-    return size.to(x.device) * _covariance(x, y).sign()
+    """As :func:`signed_linfoot`, from variables in rows, [a, N] and [b, N]."""
+    r = _pearson(x, y)
+    if estimator == GaussianCopula("standard"):
+        information = gaussian_information(r, x.shape[1])  # what it would find from r
+    else:
+        information = estimator.mi(x.mT, y.mT).to(x.device)
+    return r.sign() * (-torch.expm1(-2 * information.clamp(min=0))).sqrt()
 
 
-def _covariance(x: Tensor, y: Tensor) -> Tensor:
-    """Covariance of every pair of variables, float64, [a, b]."""
-    x, y = (v.double() - v.double().mean(0) for v in (x, y))
-    return x.mT @ y / len(x)
+def _pearson(x: Tensor, y: Tensor) -> Tensor:
+    """Correlation of every pair of variables, float64, [a, b]; 0 for constants."""
+    (x, a), (y, b) = (_centred(values) for values in (x, y))
+    return x @ y.mT / (a[:, None] * b)
+
+
+def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations from the mean, and their norm: inf for a constant, whose are 0."""
+    values = values.double() - values[:, :1]  # exact, so that constants are exactly 0
+    values -= values.mean(1, keepdim=True)
+    norm = torch.linalg.vector_norm(values, dim=1)
+    return values, torch.where(norm > 0, norm, torch.inf)

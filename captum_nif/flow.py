@@ -103,11 +103,16 @@ class Flow:
         targets = [link.target for link in self.links]
         return len(set(targets)) == len(targets)
 
-    def prepare(self) -> None:
-        """Does once what all links share: ranking and sorting every layer's values."""
+    def prepare(self, tick: Tick = no_tick) -> None:
+        """Does once what all links share: ranking and sorting every layer's values.
+
+        Args:
+            tick (Callable): called once per link.
+        """
         for source, target in self.links:
             self._ready_source(source)
             self._ready_target(target)
+            tick()
 
     def population_graph(
         self, end: str, node: int | None = None, tick: Tick = no_tick

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from captum_nif.activations import Population, places
 from captum_nif.checks import check_same
+from captum_nif.estimators.blocks import blocks
 from captum_nif.layers import Layer
 from captum_nif.tracing import Trace, trace
 
@@ -39,6 +40,9 @@ one, since a dead unit or an unchosen maximum hides a dependence."""
 
 _ROUNDING = 1e-5
 """Changes smaller than this share of a layer's largest value are rounding."""
+
+_BLOCK = 1 << 22
+"""Draws of all nodes made at a time."""
 
 Members = Mapping[str, Tensor]
 """For some layers, the node that each element belongs to, [elements]."""
@@ -66,6 +70,7 @@ def draw(
     seed: int,
     members: Members,
     tick: Callable[[int], object] = lambda done: None,
+    kept: Tensor | None = None,
 ) -> Draws:
     """Feeds every layer independent values.
 
@@ -73,9 +78,11 @@ def draw(
         model (Module): the network.
         population (Population): of neurons; each element's values are drawn from it.
         draws (int): how many; fewer where they would take too much memory.
-        seed (int): of the draws.
+        seed (int): of the draws; populations that are alike give draws that are.
         members (Mapping): elements that are drawn together, by layer.
         tick (Callable): told how many draws were made since.
+        kept (Tensor, optional): the numbers of those draws that are made, ascending;
+            they are as they would be among all. All by default.
 
     Raises:
         ValueError: if memory is enough for too few draws.
@@ -84,26 +91,36 @@ def draw(
     feeder = _Feeder(model, population)
     draws = affordable(population, draws)
     generator = torch.Generator().manual_seed(seed)
-    fed: dict[str, Tensor] = {}
+    read = {}
+    for name, x in population.values.items():
+        if feeder.is_read(name):
+            drawn = _independent(x, draws, generator, members.get(name))
+            read[name] = drawn if kept is None else drawn.mT[:, kept.to(x.device)].mT
+    draws = draws if kept is None else len(kept)
     given: dict[str, Tensor] = {}
     done = 0
-    for start, extra in itertools.cycle(population.batches):
+    for part, extra in itertools.cycle(population.batches):
         if done >= draws:
             break
-        rows = torch.arange(start.start, start.stop)
+        size = part.stop - part.start
+        rows = torch.arange(done, done + size) % draws  # too many are cut away below
         values = {
-            name: _drawn(x, rows, generator, members.get(name), feeder.is_read(name))
+            name: read[name][rows.to(x.device)] if name in read else x[part]
             for name, x in population.values.items()
         }
-        found = feeder.run(values, extra)
-        for kept, new in ((fed, values), (given, found.values)):
-            for name, x in new.items():
-                if name not in kept:
-                    kept[name] = x.new_empty(draws, x.shape[1])
-                kept[name][done : done + len(x)] = x[: draws - done]
-        done += len(rows)
-        tick(len(rows))
-    return Draws(fed, given)
+        for name, x in feeder.run(values, extra).values.items():
+            if name not in given:
+                given[name] = _empty(draws, x)
+            given[name][done : done + size] = x[: draws - done]
+        done += size
+        tick(size)
+    turn = torch.arange(draws) % population.size
+    whole = {
+        name: x[turn.to(x.device)]
+        for name, x in population.values.items()
+        if name not in read
+    }
+    return Draws(read | whole, given)
 
 
 def affordable(population: Population, draws: int) -> int:
@@ -153,11 +170,11 @@ def receptive_fields(
         if feeder.is_read(name)
     }
     for _ in range(_PROBES):
-        one = torch.zeros(size, dtype=torch.long)  # the same sample in all rows
-        base = {
-            name: _drawn(x, one, generator, None, feeder.is_read(name), alike=True)
-            for name, x in population.values.items()
-        }
+        base = {}  # the same values in all rows
+        for name, x in population.values.items():
+            picked = torch.randint(len(x), (1, x.shape[1]), generator=generator)
+            one = x.gather(0, picked.to(x.device)) if name in extremes else x[:1]
+            base[name] = one.expand(size, -1)
         other = {name: _farthest(base[name], *ends) for name, ends in extremes.items()}
         before = feeder.run(base, extra).values
         for start in range(0, most, size):
@@ -168,14 +185,13 @@ def receptive_fields(
                 for name, x in base.items()
             }
             after = feeder.run(values, extra).values
+            moved = {
+                b: _moved(by_name[b], before[b], after[b])
+                for b in dict.fromkeys(b for _, b in fields)
+            }
             for (_, b), field in fields.items():
-                rows = min(size, len(field) - start)
-                if rows <= 0:
-                    continue
-                moved = (after[b] - before[b])[:rows].abs().double()
-                moved = moved > _ROUNDING * before[b].abs().max()
-                moved = moved.view(rows, -1, field.shape[1]).any(1).cpu()
-                field[start : start + rows] |= moved
+                rows = field[start : start + size]
+                rows |= moved[b][: len(rows)]
     return {link: field for link, field in fields.items() if not field.all()}
 
 
@@ -231,24 +247,40 @@ class _Feeder:
         return found
 
 
-def _drawn(
+def _independent(
     values: Tensor,
-    rows: Tensor,
+    draws: int,
     generator: torch.Generator,
-    members: Tensor | None,
-    is_read: bool,
-    alike: bool = False,
+    members: Tensor | None = None,
 ) -> Tensor:
-    """For each node and row the value of some sample; the given rows if not read."""
-    if not is_read:
-        return values[rows.to(values.device)]
-    nodes = values.shape[1] if members is None else int(members.max()) + 1
-    shape = (1 if alike else len(rows), nodes)
-    picked = torch.randint(len(values), shape, generator=generator)
-    if members is not None:
-        picked = picked[:, members.cpu()]
-    drawn = values.gather(0, picked.to(values.device))
-    return drawn.expand(len(rows), -1) if alike else drawn
+    """For each node values of samples of its own, [draws, elements].
+
+    What is drawn is not the sample but its rank among the node's values (or means, of a
+    group): where populations differ by a few samples only, so do the values, by little.
+    """
+    by_element = values.mT.contiguous()
+    of = torch.arange(len(by_element)) if members is None else members.cpu()
+    by_node = by_element.new_zeros(int(of.max()) + 1, len(values))
+    by_node.index_add_(0, of.to(values.device), by_element)
+    drawn = _empty(draws, values)
+    for nodes in blocks(len(by_node), max(1, _BLOCK // draws)):
+        shape = nodes.stop - nodes.start, draws
+        shares = torch.rand(shape, generator=generator, dtype=torch.float64)
+        ranks = (shares * len(values)).long().to(values.device)
+        samples = by_node[nodes].argsort(dim=1, stable=True).gather(1, ranks)
+        inside = ((of >= nodes.start) & (of < nodes.stop)).nonzero().flatten()
+        picked = samples[(of[inside] - nodes.start).to(values.device)]
+        inside = inside.to(values.device)
+        drawn.mT[inside] = by_element[inside].gather(1, picked)
+    return drawn
+
+
+def _empty(draws: int, values: Tensor) -> Tensor:
+    """Room for draws of some nodes, of which each node's lie together in memory.
+
+    Links are estimated from the draws of a few nodes at a time.
+    """
+    return values.new_empty(values.shape[1], draws).mT
 
 
 def _farthest(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -257,6 +289,13 @@ def _farthest(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
     Another sample would often have the same value: most pixels of a drawing are blank.
     """
     return torch.where(high - values > values - low, high, low)
+
+
+def _moved(layer: Layer, before: Tensor, after: Tensor) -> Tensor:
+    """In each row, the places where some channel is another, bool, [rows, places]."""
+    change = (after - before).abs().double()
+    other = change > _ROUNDING * before.abs().max()
+    return other.view(len(after), -1, places(layer)).any(1).cpu()
 
 
 def _changed(layer: Layer, base: Tensor, other: Tensor, start: int) -> Tensor:

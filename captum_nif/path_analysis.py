@@ -31,21 +31,20 @@ methods (most of all of DeepLIFT's rescale rule), the links that of average slop
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from captum_nif.correlation import signed_linfoot
+from captum_nif.field_matrix import FieldMatrix
 from captum_nif.flow import Ends, Flow, Tick, WeightOf, no_tick, only
 from captum_nif.graph import FlowGraph
 from captum_nif.layers import Link, sorted_sparse
-from captum_nif.paths import Normalization, backward_sums
+from captum_nif.paths import Normalization, Weight, backward_sums
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class _Moments:
 
     @staticmethod
     def of(values: Tensor) -> _Moments:
-        values = values.double()
-        return _Moments(values.mean(0), values.std(0, correction=0))
+        deviation, mean = torch.std_mean(values.double(), dim=0, correction=0)
+        return _Moments(mean, deviation)
 
     def standardize(self, values: Tensor) -> Tensor:
         """Values in standard deviations from the mean; 0 for a constant."""
@@ -67,48 +66,27 @@ class _Moments:
         return (values.double() - self.mean) / scale
 
 
-class _Product(NamedTuple):
-    """A link's correlations in the forms that make products with them fast."""
-
-    backward: Tensor
-    """[a, b]; compressed by rows where it is sparse, which is some times faster."""
-
-    forward: Tensor
-    """[b, a], likewise."""
-
-    @staticmethod
-    def of(weight: Tensor) -> _Product:
-        if not weight.is_sparse:
-            return _Product(weight, weight.mT)
-        with warnings.catch_warnings():  # "beta state": products are all that is used
-            warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
-            return _Product(weight.to_sparse_csr(), weight.mT.to_sparse_csr())
-
-
 class CorrelationFlow(Flow):
     """A flow whose links are signed Linfoot correlations; see this module."""
 
     @cached_property
-    def _correlations(self) -> dict[Ends, Tensor]:
-        return {}
-
-    @cached_property
-    def _products(self) -> dict[Ends, _Product]:
+    def _correlations(self) -> dict[Ends, Weight]:
         return {}
 
     @cached_property
     def _known_moments(self) -> dict[tuple[str, bool], _Moments]:
         return {}
 
-    def prepare(self) -> None:
+    def prepare(self, tick: Tick = no_tick) -> None:
         """Estimates all links, and what every explanation needs besides."""
         for link in self.links:
-            self._product(link)
+            self._correlation(link)
             self._moments(link.source, fed=True)
             self._moments(link.target, fed=False)
+            tick()
 
     def _population_weights(self) -> WeightOf:
-        return lambda link: self._correlation(link).clone()
+        return self._weight
 
     def instance_graphs(
         self,
@@ -127,7 +105,7 @@ class CorrelationFlow(Flow):
         fed, gains = self._sample(query)
         links: list[list[Link]] = []
         for link in ends:
-            weight = self._correlation(link)
+            weight = self._weight(link)
             own = []
             for i in range(len(fed[link.source])):
                 source = fed[link.source][i] if link.source in inputs else None
@@ -183,9 +161,9 @@ class CorrelationFlow(Flow):
     ) -> dict[str, Tensor]:
         """Sums over paths from each input's nodes, which enter by their deviation."""
 
-        def ticking(link: Ends) -> Tensor:
+        def ticking(link: Ends) -> Weight:
             tick()
-            return self._product(link).backward
+            return self._correlation(link)
 
         between = {name: gain for name, gain in gains.items() if name != end}
         seed = seed.to(next(iter(fed.values())).device)
@@ -212,7 +190,7 @@ class CorrelationFlow(Flow):
         }
         predicted: dict[str, Tensor] = {}
         for link in self.links:
-            part = (self._product(link).forward @ fed[link.source].mT).mT
+            part = (self._correlation(link).mT @ fed[link.source].mT).mT
             earlier = predicted.get(link.target)
             predicted[link.target] = part if earlier is None else earlier + part
         gains = {}
@@ -221,7 +199,12 @@ class CorrelationFlow(Flow):
             gains[name] = (found * expected + 1) / (expected.square() + 1)
         return fed, gains
 
-    def _correlation(self, link: Ends) -> Tensor:
+    def _weight(self, link: Ends) -> Tensor:
+        """A copy of a link's correlations, for a graph."""
+        found = self._correlation(link)
+        return found.to_tensor() if isinstance(found, FieldMatrix) else found.clone()
+
+    def _correlation(self, link: Ends) -> Weight:
         if link not in self._correlations:
             self._correlations[link] = signed_linfoot(
                 self.rule.estimator,
@@ -230,11 +213,6 @@ class CorrelationFlow(Flow):
                 self.fields.get(link),
             )
         return self._correlations[link]
-
-    def _product(self, link: Ends) -> _Product:
-        if link not in self._products:
-            self._products[link] = _Product.of(self._correlation(link))
-        return self._products[link]
 
     def _moments(self, name: str, fed: bool) -> _Moments:
         if (name, fed) not in self._known_moments:

@@ -17,14 +17,19 @@ import functools
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from captum_nif.field_matrix import FieldMatrix
 from captum_nif.layers import Layer, sorted_sparse
 
 Normalization = Literal["layer", "node"]
+
+Weight = Tensor | FieldMatrix
+"""Of all connections of a link: full, sparse (COO), or full for each pair of places."""
 
 
 class Ends(Protocol):
@@ -47,7 +52,7 @@ def backward_sums(
     links: Iterable[L],
     layer: str,
     seed: Tensor,
-    weight_of: Callable[[L], Tensor],
+    weight_of: Callable[[L], Weight],
     normalize: Normalization | None = None,
     gains: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -67,8 +72,7 @@ def backward_sums(
             ``layer``]: a row of the identity picks one node. It carries the whole
             batch shape, and its dtype and device are those of the computation.
         weight_of (callable): Gives the weight of a link, shape [..., size of source,
-            size of target]; sparse weights (COO or, without ``normalize``, CSR) have no
-            batch dimensions.
+            size of target]; weights that are not full have no batch dimensions.
         normalize (str, optional): Divide the weights as :func:`incoming_totals`
             says before they are used: ``"layer"``, ``"node"`` or ``None`` for no
             division (Eq. 4 as printed).
@@ -120,7 +124,7 @@ def backward_sums(
     return sums
 
 
-def incoming_totals(weights: Sequence[Tensor], by: Normalization) -> Tensor:
+def incoming_totals(weights: Sequence[Weight], by: Normalization) -> Tensor:
     r"""Sums up how much flow enters each node of a layer, to divide it by.
 
     Raw products of weights favour long routes. With every *layer's* incoming flow
@@ -128,7 +132,7 @@ def incoming_totals(weights: Sequence[Tensor], by: Normalization) -> Tensor:
     scaled to 1 long and short routes do.
 
     Args:
-        weights (sequence of Tensor): The weights of all links into one layer, each of
+        weights (sequence): The weights of all links into one layer, each of
             shape [..., size of its source, size of the layer].
         by (str): ``"layer"`` for the sum of :math:`|w|` over all links into the
             layer, ``"node"`` for the sum over those into each node.
@@ -174,7 +178,10 @@ def at_least_single(*dtypes: torch.dtype) -> torch.dtype:
     return computed
 
 
-def _column_magnitudes(weight: Tensor) -> Tensor:
+def _column_magnitudes(weight: Weight) -> Tensor:
+    if isinstance(weight, FieldMatrix):
+        absolute = replace(weight, blocks=weight.blocks.abs())
+        return (absolute.mT @ weight.blocks.new_ones(weight.shape[0], 1))[:, 0]
     dtype = at_least_single(weight.dtype)
     if weight.is_sparse:
         magnitudes = weight.values().abs().to(dtype)
@@ -184,10 +191,11 @@ def _column_magnitudes(weight: Tensor) -> Tensor:
     return norms
 
 
-def _contract(weight: Tensor, value: Tensor) -> Tensor:
-    weight = weight.to(value.dtype)
-    if weight.layout != torch.strided:
-        columns = value.reshape(-1, value.shape[-1]).mT
-        flow: Tensor = weight @ columns
-        return flow.mT.reshape(*value.shape[:-1], -1)
-    return torch.einsum("...ab,...b->...a", weight, value)
+def _contract(weight: Weight, value: Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        weight = weight.to(value.dtype)
+        if weight.layout == torch.strided:
+            return torch.einsum("...ab,...b->...a", weight, value)
+    columns = value.reshape(-1, value.shape[-1]).mT
+    flow: Tensor = weight @ columns
+    return flow.mT.reshape(*value.shape[:-1], -1)

@@ -35,8 +35,8 @@ def test_every_pair_as_on_its_own(estimator):
     found = signed_linfoot(estimator, x, y)
     wanted = [[one_pair(estimator, u, v) for v in y.T] for u in x.T]
     assert found.dtype == torch.float64
-    torch.testing.assert_close(
-        found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9
+    torch.testing.assert_close(  # the copula rounds values to whole numbers, of 23 bits
+        found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-7, atol=1e-7
     )
     assert (found[-1] == 0).all(), "a constant shares nothing"
     assert (found.abs() > 0.3).any()
@@ -53,7 +53,7 @@ def test_closed_form_of_gaussian_values():
         np.maximum(1 - (1 - r**2) * np.exp(2 * bias), 0),
     )
     found = signed_linfoot(GaussianCopula("standard"), x, y)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
@@ -65,7 +65,9 @@ def test_fields_choose_among_all_pairs(estimator, density):
     field = torch.rand(places, others, generator=generator) < density
     found = signed_linfoot(estimator, x, y, field)
     everything = signed_linfoot(estimator, x, y)
-    assert found.is_sparse == (density < 0.5)
+    assert found.shape == everything.shape
+    found = found.to_tensor()
+    assert found.is_sparse == (field.double().mean() <= 0.5)
     assert found.shape == everything.shape
     wanted = torch.zeros_like(everything)
     for i in range(len(wanted)):
@@ -83,7 +85,7 @@ def test_fields_choose_among_all_pairs(estimator, density):
 def test_places_that_nothing_reaches_have_no_link():
     x, y = samples(4, 4)
     field = torch.tensor([[True, False], [False, False]])
-    found = signed_linfoot(GaussianCopula(), x, y, field)
+    found = signed_linfoot(GaussianCopula(), x, y, field).to_tensor()
     rows, columns = found.indices()
     assert set(rows.tolist()) == {0, 2}
     assert set(columns.tolist()) == {0, 2}

@@ -194,6 +194,99 @@ def test_the_seed_decides():
         assert torch.equal(value, again.given[name])
 
 
+def by_rank(people, read, draws, seed, members):
+    """One layer, node and draw after the other: the sample of a rank by chance."""
+    generator, fed = torch.Generator().manual_seed(seed), {}
+    for name in read:
+        values = people.values[name]
+        of = members.get(name, torch.arange(values.shape[1]))
+        fed[name] = torch.zeros(draws, values.shape[1])
+        for node in range(int(of.max()) + 1):
+            group = values[:, of == node]
+            ranked = sorted(range(len(values)), key=group.sum(1).__getitem__)
+            for row in range(draws):
+                share = torch.rand((), generator=generator, dtype=torch.float64)
+                fed[name][row, of == node] = group[ranked[int(share * len(values))]]
+    return fed
+
+
+@pytest.mark.parametrize("members", [{}, {"input": torch.tensor([0, 1, 1, 0])}])
+def test_a_draw_is_of_the_sample_of_a_rank(members):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    people = population(model, torch.randn(30, 4), size=7)
+    for part in (people, people.subset(torch.arange(0, 30, 2))):
+        found = draw(model, part, 300, 5, members)
+        for name, wanted in by_rank(part, ("input", "0"), 300, 5, members).items():
+            assert torch.equal(found.fed[name], wanted)
+
+
+def test_draws_from_populations_that_are_alike_are_alike():
+    model = nn.Linear(3, 2)
+    x = torch.rand(1000, 3, generator=torch.Generator().manual_seed(1))
+    people = population(model, x)
+    fed = draw(model, people, 500, 0, {}).fed["input"]
+    part = people.subset((torch.arange(1000) % 10 != 3).nonzero().flatten())
+    again = draw(model, part, 500, 0, {}).fed["input"]
+    other = draw(model, part, 500, 1, {}).fed["input"]
+    assert torch.isin(again, part.values["input"]).all()
+    assert (fed - again).abs().max() < 0.05  # two quantiles, of 1000 and of 900
+    assert (fed - other).abs().mean() > 0.3  # 1/3, if independent
+
+
+def test_some_of_the_draws_are_as_among_all():
+    model, kept = cnn(), torch.tensor([0, 3, 4, 17, 30, 49])
+    people = population(model, torch.randn(20, 2, 8, 8))
+    every, some = (draw(model, people, 50, 2, {}, kept=x) for x in (None, kept))
+    for name, values in every.fed.items():
+        if name != "12":  # the output, which nothing reads, is not drawn
+            assert torch.equal(some.fed[name], values[kept])
+    for name, values in every.given.items():
+        torch.testing.assert_close(some.given[name], values[kept])
+
+
+def test_draws_do_not_depend_on_how_the_background_is_cut():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(40, 3)
+    one, other = (draw(model, population(model, x, size=n), 90, 0, {}) for n in (7, 40))
+    for name in ("input", "0"):
+        torch.testing.assert_close(one.fed[name], other.fed[name])
+
+
+# --- how much chance there is in it ---------------------------------------------------
+
+
+def test_standard_errors_count_the_noise_of_backgrounds_and_of_draws_once():
+    mixing = torch.randn(5, 5, generator=torch.Generator().manual_seed(7))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+
+    def background(size, seed):
+        drawn = torch.randn(size, 5, generator=torch.Generator().manual_seed(seed))
+        return drawn @ mixing
+
+    def fitted(seed):  # as many draws as samples: either adds much to the noise
+        nif = NIFAttribution(model, preset="faithful", draws=400, seed=seed)
+        return nif.fit(background(400, seed))
+
+    query = background(8, 999)
+    nifs = [fitted(seed) for seed in range(80)]
+    found = torch.stack([nif.attribute(query, target=1) for nif in nifs])
+    errors = torch.stack([nif.standard_error(query, target=1) for nif in nifs[:12]])
+    ratio = (errors.square().mean() / found.var(0).mean()).sqrt()
+    assert 0.8 < ratio < 1.5  # 0.7 with neither's noise alone, 2 with draws made anew
+
+
+def test_a_standard_error_is_that_of_its_seed_and_leaves_nothing(rng_untouched):
+    model, x = cnn(), torch.randn(60, 2, 8, 8)
+    nif = NIFAttribution(model, preset="faithful", draws=200).fit(x)
+    with rng_untouched():
+        first = nif.standard_error(x[:2], target=0, groups=3)
+        nif.standard_error(x[:2], target=0, groups=3, seed=4)
+    assert torch.equal(nif.standard_error(x[:2], target=0, groups=3), first)
+    assert no_hooks_of_ours(model)
+
+
 # --- receptive fields -----------------------------------------------------------------
 
 

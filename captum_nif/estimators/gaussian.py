@@ -11,19 +11,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from captum_nif.estimators.blocks import blocks
-from captum_nif.estimators.marginals import (
-    SCORE_BITS,
-    RankedVariables,
-    ScaledVariables,
-    Variables,
-    normal_scores,
-)
+from captum_nif.estimators.clouds import Cloud, Fit, correlation
+from captum_nif.estimators.marginals import Variables
 from captum_nif.estimators.protocol import Prepared, Progress
 from captum_nif.estimators.samples import (
     Pair,
@@ -181,7 +176,7 @@ class GaussianCopula:
             ValueError: See :meth:`prepare`; or if x and y differ in samples or device,
                 were prepared for other marginals, or have fewer than 3 samples.
         """
-        first, second = (_Cloud(each) for each in self._pair(x, y))
+        first, second = (Cloud(each) for each in self._pair(x, y))
         self._check(first)
         information = _zeros(first.size, second.size, like=first)
         everyone = slice(0, first.count)
@@ -189,10 +184,10 @@ class GaussianCopula:
         for columns, others in product(
             blocks(first.size, side), blocks(second.size, side)
         ):
-            r, known = _correlation(
+            r, known = correlation(
                 first.fit(everyone, columns), second.fit(everyone, others)
             )
-            block = _information(r.square(), first.points) - _bias(first.points, 1)
+            block = gaussian_information(r, first.points)
             information[columns, others] = block.masked_fill(~known, 0.0)[0]
             if progress is not None:
                 progress(first.count * block.numel())
@@ -306,111 +301,41 @@ class GaussianCopula:
         x: Tensor | Prepared,
         y: Tensor | Prepared,
         query: tuple[Tensor, Tensor] | None,
-    ) -> tuple[_Cloud, _Cloud]:
+    ) -> tuple[Cloud, Cloud]:
         pair = self._pair(x, y)
         queries = (None, None) if query is None else checked_query(query, pair)
-        first, second = (_Cloud(*each) for each in zip(pair, queries, strict=True))
+        first, second = (Cloud(*each) for each in zip(pair, queries, strict=True))
         self._check(first)
         return first, second
 
-    def _check(self, cloud: _Cloud) -> None:
+    def _check(self, cloud: Cloud) -> None:
         check_count(cloud.points, self.min_samples, type(self).__name__)
 
     def _pair(self, x: Tensor | Prepared, y: Tensor | Prepared) -> Pair:
         return prepared_pair(x, y, self.marginals, type(self).__name__)
 
 
-class _Fit(NamedTuple):
-    """Moments of some variables in S clouds of P points each, or in one.
+def gaussian_information(r: Tensor, samples: int) -> Tensor:
+    """Mutual information for correlations of scores over N samples, in nats.
 
-    Attributes:
-        values (Tensor): of all points, whole numbers, [S, P, n].
-        total (Tensor): sums over points, [S, n].
-        spread (Tensor): P standard deviations, 0 for constants, [S, n].
-        scores (Tensor): standardised, of the points explained, [S, n], or of all points
-            of the one cloud, [P, n]. 0 for constants.
+    Less its bias: see :class:`GaussianCopula`.
     """
-
-    values: Tensor
-    total: Tensor
-    spread: Tensor
-    scores: Tensor
-
-    @property
-    def points(self) -> int:
-        """Number of points P of a cloud."""
-        return self.values.shape[1]
+    return _information(r.square(), samples) - _bias(samples, 1)
 
 
-class _Cloud:
-    """The points of a fit: all samples, or for each query the samples and itself.
-
-    Their coordinates are whole numbers, so small that sums of products stay below 2^53.
-    Sums of such numbers are exact in float64, whatever their order.
-    """
-
-    def __init__(self, variables: Variables, query: Tensor | None = None) -> None:
-        self.size, self.device = variables.size, variables.device
-        self.one = query is None
-        self.points = variables.samples + (query is not None)
-        self.count = variables.samples if query is None else len(query)
-        self._variables, self._query = variables, query
-        bits = (53 - (self.points - 1).bit_length()) // 2
-        self._unit = 2.0**-bits
-        if isinstance(variables, RankedVariables):
-            table = normal_scores(self.points).double() / 2**SCORE_BITS
-            self._scores = torch.round(table / self._unit).to(self.device)
-            self._query = None if query is None else variables.ranks_of(query)
-
-    def fit(self, rows: slice, columns: slice) -> _Fit:
-        """Moments of the points that the samples or queries ``rows`` belong to."""
-        values = self._values(rows, columns)
-        points = values.shape[1]
-        total = values.sum(1)
-        spread = (points * values.square().sum(1) - total.square()).sqrt()
-        explained = values[0, rows] if self.one else values[:, -1]
-        scores = (points * explained - total) / _or_one(spread)
-        return _Fit(values, total, spread, scores)
-
-    def _values(self, rows: slice, columns: slice) -> Tensor:
-        query = None if self._query is None else self._query[rows, columns][:, None]
-        if isinstance(self._variables, RankedVariables):
-            ranks = self._variables.ranks[None, :, columns].int()
-            if query is not None:
-                # A query pushes samples above it up by a rank, those equal by a half.
-                ranks = ranks + 2 * (ranks >= query) + (ranks == query - 1).int()
-                ranks = torch.cat([ranks, query], dim=1)
-            return self._scores[ranks]
-        assert isinstance(self._variables, ScaledVariables)
-        values = self._variables.values[None, :, columns]
-        if query is not None:
-            query = query.to(values.dtype)
-            values = torch.cat([values.expand(len(query), -1, -1), query], dim=1)
-        low, high = values.double().aminmax(dim=1, keepdim=True)
-        return torch.round((values - low) / _or_one(high - low) / self._unit)
-
-
-def _correlation(x: _Fit, y: _Fit) -> tuple[Tensor, Tensor]:
-    """Correlations r, [S, a, b], and whether neither variable is constant."""
-    spread = x.spread[:, :, None] * y.spread[:, None]
-    products = x.values.mT @ y.values
-    covariance = x.points * products - x.total[:, :, None] * y.total[:, None]
-    return covariance / _or_one(spread), spread > 0
-
-
-def _pmi(x: _Fit, y: _Fit) -> Tensor:
+def _pmi(x: Fit, y: Fit) -> Tensor:
     """PMI of the points explained for all pairs, [S, a, b] or [P, a, b]."""
-    r, known = _correlation(x, y)
+    r, known = correlation(x, y)
     u, v = x.scores[:, :, None], y.scores[:, None]
     agreement = r * u * v - r.square() * (u.square() + v.square()) / 2
-    mean = _information(r.square(), x.points) - _bias(x.points, 1)
+    mean = gaussian_information(r, x.points)
     pmi = mean + agreement / _unexplained(r.square(), x.points)
     return pmi.masked_fill_(~known, 0.0)
 
 
-def _pmi_of_vector(x: _Fit, y: _Fit) -> Tensor:
+def _pmi_of_vector(x: Fit, y: Fit) -> Tensor:
     """PMI of the points explained for one vector in one cloud, [1, b] or [P, b]."""
-    x = _Fit(*(part[..., x.spread[0] > 0] for part in x))
+    x = Fit(*(part[..., x.spread[0] > 0] for part in x))
     components = x.values.shape[2]
     if x.points < components + 2:
         raise ValueError(
@@ -418,10 +343,10 @@ def _pmi_of_vector(x: _Fit, y: _Fit) -> Tensor:
             f"included, which predict any y; give at least {components + 2} samples, "
             "or group the components."
         )
-    eigenvalues, vectors = torch.linalg.eigh(_correlation(x, x)[0][0])
+    eigenvalues, vectors = torch.linalg.eigh(correlation(x, x)[0][0])
     kept = eigenvalues > _SINGULAR * components
     rank = int(kept.sum())
-    r = _correlation(x, y)[0][0]
+    r = correlation(x, y)[0][0]
     basis = vectors[:, kept]
     weights = (basis / eigenvalues[kept]) @ (basis.T @ r)
     explained = (r * weights).sum(0).clamp(0, 1)
@@ -449,15 +374,11 @@ def _bias(points: int, components: int) -> float:
     return float(both[0] - both[1]) / 2
 
 
-def _or_one(divisor: Tensor) -> Tensor:
-    return torch.where(divisor > 0, divisor, 1.0)
-
-
-def _zeros(*shape: int, like: _Cloud) -> Tensor:
+def _zeros(*shape: int, like: Cloud) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=like.device)
 
 
-def _block(x: _Cloud, y: _Cloud) -> tuple[int, int]:
+def _block(x: Cloud, y: Cloud) -> tuple[int, int]:
     """Variables of each set, and rows, that the budget allows at a time."""
     if x.one:
         return max(1, math.isqrt(_BUDGET // x.points)), x.count
