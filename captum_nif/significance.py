@@ -9,10 +9,10 @@ variables of two classes serves all links between them; tables of variables with
 serve all graphs of as many samples. Averaged over the links between two classes
 p-values are exact, however fine the classes.
 
-Beyond the 5 % of a table that are largest, the null is taken to fall off by Pareto's
-law, a little slower than exponentially, so that :func:`false_discovery` has the small
-p-values that it needs among thousands of links. Nulls fall off about exponentially or
-faster, but a table for variables that only tie alike is a mixture of several.
+A table grows with the links that it serves: what is rare among them is then not rare in
+it, and :func:`false_discovery` has most of the small p-values that it needs without
+extrapolation. Only beyond the few largest draws the null is taken to fall off about
+exponentially.
 
 **Attributions.** :func:`jackknife` gives the standard error of any estimate from its
 values without each of some groups of samples. The bootstrap would not do: it repeats
@@ -34,19 +34,19 @@ from captum_nif.estimators.marginals import SCORE_BITS, RankedVariables, normal_
 from captum_nif.estimators.protocol import PMIEstimator, Progress
 from captum_nif.estimators.samples import prepared
 
-DRAWS = 1024
-"""Null values in a table: as many as 32 by 32 shuffled variables give."""
-
 GROUPS = 10
 """Groups that a jackknife leaves out in turn. With many small ones the standard error
 of nearest-neighbour estimates comes out too large, with few it is itself uncertain."""
 
-_TAIL = 0.05
-"""Part of a null table from whose excesses its tail is continued."""
+_PER_LINK = 10
+"""Null values for each link that a table serves, within these limits: squares, as a
+table is one of shuffled variables."""
+_FEWEST, _MOST = 32**2, 128**2
 
-_EXPONENT = 10
-"""Of that tail. With the exponential law the false discovery rate was not kept in
-graphs whose nodes are mostly 0; see ``benchmarks.uncertainty``."""
+_TAIL = 5
+"""The tail of a null table starts at its fifth largest value. Started further in, it
+misses the leaps that MI makes where nodes are mostly 0; see
+``benchmarks.uncertainty``."""
 
 _BUDGET = 1 << 24
 """Elements sorted at a time."""
@@ -60,25 +60,18 @@ def link_pvalues(
     x: Tensor,
     y: Tensor,
     *,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
     r"""
     p-values of all links between two layers, against independence of their two nodes.
 
-    It estimates the MI of ``draws`` shuffled pairs for every pair of tie classes,
-    whatever the number of links: less than the links of a large graph cost, and many
-    times those of a small one. Samples must be independent of each other; neighbouring
-    frames of a film, say, are not, and their p-values are too small.
-
-    ``python -m benchmarks.uncertainty`` compares p-values with what they promise. Up to
-    the level 0.01 they hold; small ones are somewhat too large, for what a table does
-    not show is extrapolated with care. Beware of two nodes that are other than 0 in
-    some ten samples only: with nearest neighbours their MI leaps where more samples
-    than k coincide, which is too rare for a table to show, and p-values below 0.001 can
-    be far too small. Use more samples, k = 10, or
-    :class:`~captum_nif.estimators.EDGE`.
+    For every pair of tie classes it estimates the MI of shuffled pairs of variables:
+    ten for each link between the two, but at least 1024 and at most 16,384. So it takes
+    up to ten times as long as the links' own MI, and longer in small graphs. Samples
+    must be independent of each other; neighbouring frames of a film, say, are not, and
+    their p-values are too small.
 
     Args:
         estimator (PMIEstimator): Of mutual information. It is given normal scores for
@@ -86,8 +79,9 @@ def link_pvalues(
             what it finds on the values.
         x (Tensor): N samples of the source layer's a nodes, [N, a].
         y (Tensor): The same N samples of the target layer's b nodes, [N, b].
-        draws (int, optional): Null values in a table, at least 100.
-            Default: 1024
+        draws (int, optional): Null values in every table, at least 100. Fewer are
+            faster, and find fewer links that exist.
+            Default: None (ten for each link, from 1024 to 16,384)
         seed (int, optional): Of the shuffles. No global random state is used.
             Default: 0
         progress (callable, optional): As for the estimator's ``mi``.
@@ -109,26 +103,33 @@ def link_pvalues(
         >>> (link_pvalues(MixedKSG(), x, y) < 0.001).tolist()
         [[True], [False]]
     """
-    if draws < 100:
+    if draws is not None and draws < 100:
         raise ValueError(f"draws must be at least 100, got {draws}")
     x, y = _on_scores("x", x), _on_scores("y", y)
     observed = estimator.mi(x, y, progress=progress)
     generator = torch.Generator().manual_seed(seed)
-    side = math.isqrt(draws - 1) + 1
-    sources, targets = (
-        [
-            (kind, columns, _shuffled(values, columns, side, generator))
-            for kind, columns in tie_classes(values).items()
-        ]
-        for values in (x, y)
+    sources, targets = tie_classes(x), tie_classes(y)
+    shuffled_x, shuffled_y = (
+        {
+            kind: _shuffled(
+                values, columns, _side(len(columns) * most, draws), generator
+            )
+            for kind, columns in classes.items()
+        }
+        for values, classes, most in (
+            (x, sources, max(map(len, targets.values()), default=0)),
+            (y, targets, max(map(len, sources.values()), default=0)),
+        )
     )
     pvalues = torch.ones_like(observed, dtype=torch.float64)
-    for kind, rows, shuffled in sources:
-        for other, columns, others in targets:
+    for kind, rows in sources.items():
+        for other, columns in targets.items():
+            side = _side(len(rows) * len(columns), draws)
             if kind == other == _UNTIED:
                 null = _untied_null(estimator, len(x), side, seed).to(x.device)
             else:
-                null = estimator.mi(shuffled, others, progress=progress)
+                pair = shuffled_x[kind][:, :side], shuffled_y[other][:, :side]
+                null = estimator.mi(*pair, progress=progress)
             at = rows[:, None], columns
             pvalues[at] = upper_tail(null.flatten(), observed[at])
     return pvalues
@@ -184,20 +185,19 @@ def upper_tail(null: Tensor, observed: Tensor) -> Tensor:
     r"""
     Probability that another draw of a null distribution reaches a value.
 
-    With n draws, e of which reach the value, it is :math:`(1 + e)/(n + 1)`. Of the
-    largest 5 % of the draws the least is where the tail starts. With m draws above it,
-    whose excesses are :math:`t_j`, the tail gives to a value above it, by t,
+    With n draws, e of which reach the value, it is :math:`(1 + e)/(n + 1)`. The tail
+    starts at the fifth largest draw. With m draws above that, whose excesses are
+    :math:`t_j`, it gives to a value above it, by t,
 
     .. math::
-        \frac{m + 1}{n + 1} \left(1 + \frac{m t}{s \sum_j t_j}\right)^{-s}, \qquad
-        s = \min(m, 10).
+        \frac{m + 1}{n + 1} \left(1 + \frac{t}{\sum_j t_j}\right)^{-m}.
 
-    Were the tail exponential and s = m, this (Lomax) law would be exact, however few
-    draws tell of the mean excess. Variables that tie alike, but not the same, have
-    somewhat different nulls, and a mixture of exponentials is heavier: hence Pareto's
-    law with an exponent of 10. Draws *at* the start do not count to m, as the MI of
-    variables that are rarely other than 0 takes few values, which many draws share. The
-    probability is never taken to be less than e/(n + 1).
+    Were the tail exponential this (Lomax) law would be exact, however little few draws
+    tell of the mean excess; for the same reason it is heavy where they are few, and
+    forgives mixtures, as of variables that tie alike but not the same. Draws *at* the
+    start do not count to m, as the MI of variables that are rarely other than 0 takes
+    few values, which many draws share. The probability is never taken to be less than
+    e/(n + 1).
 
     Args:
         null (Tensor): Draws, [n].
@@ -216,15 +216,12 @@ def upper_tail(null: Tensor, observed: Tensor) -> Tensor:
     draws = len(ordered)
     values = observed.double().contiguous()
     reached = (draws - torch.searchsorted(ordered, values)).double()
-    count = max(2, math.ceil(_TAIL * draws))
-    start = ordered[-count]
+    start = ordered[-min(_TAIL, draws)]
     above = ordered[ordered > start] - start
     excess = (values - start).clamp(min=0)
-    exponent = min(len(above), _EXPONENT)
     # Where no draw is above the start, they tell nothing of what lies beyond.
-    mean = above.mean() if exponent else above.new_tensor(1.0)
-    tail = (1 + excess / mean / max(1, exponent)) ** -exponent
-    tail = (len(above) + 1) / (draws + 1) * tail
+    total = above.sum() if len(above) else above.new_tensor(1.0)
+    tail = (len(above) + 1) / (draws + 1) * (1 + excess / total) ** -len(above)
     # Values far beyond underflow, and a p-value is never 0.
     tail = tail.clamp(min=torch.finfo(torch.float64).tiny)
     within = (1 + reached) / (draws + 1)
@@ -348,6 +345,13 @@ def _on_scores(name: str, x: Tensor) -> Tensor:
     assert isinstance(variables, RankedVariables)
     table: Tensor = normal_scores(variables.samples) / 2**SCORE_BITS
     return table.to(x.device)[variables.ranks.int()]
+
+
+def _side(links: int, draws: int | None) -> int:
+    """Of a square table that serves so many links."""
+    if draws is None:
+        draws = min(max(_FEWEST, _PER_LINK * links), _MOST)
+    return math.isqrt(draws - 1) + 1
 
 
 def _shuffled(
