@@ -127,7 +127,7 @@ def load_task(name: str, data_dir: str | None, seed: int, background: int) -> Ta
     if name == "resnet20":
         model = load_network("resnet20", data_dir)
         patches = photograph_patches(background + 20, data_dir, seed)
-        # the preset's links between 190,000 neurons take minutes to fit
+        # without the preset: for 190,000 neurons its draws are too few to mean anything
         methods = ("NIF", "IG", "KernelShap")
         return Task(name, model, patches[:background], patches[background:], methods)
     crops = Crops(background, 224, 320, seed, data_dir)

@@ -609,14 +609,16 @@ class NIFAttribution(Attribution):
         The standard error of each attribution, by a jackknife that leaves out each of
         some groups of the background in turn and explains the samples again. It tells
         of noise alone, not of a background that is not the data the model sees. With
-        nearest neighbours and 10 groups it comes out 10 to 30 % too large on average,
-        and a single one is off by a third or so.
+        nearest neighbours and 10 groups it comes out 10 to 25 % too large on average,
+        and a single one is off by a quarter to two fifths of itself
+        (``python -m benchmarks.uncertainty``). ``plot_saliency`` and
+        ``plot_attribution_matrix`` draw it.
 
         With ``inputs="independent"`` the noise of the draws counts as well: with each
         group of samples one of draws is left out, and the others change as little as
-        they can. With ``preset="faithful"`` it comes out 0 to 20 % too large. There the
-        draws may make up most of the noise, and ``draws`` lessens it. With nearest
-        neighbours on independent inputs it comes out twice too large.
+        they can. With ``preset="faithful"`` it comes out about right. There the draws
+        may make up most of the noise, and ``draws`` lessens it. With nearest neighbours
+        on independent inputs it comes out far too large.
 
         Args:
 
