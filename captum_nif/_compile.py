@@ -24,8 +24,9 @@ def kernel(function: _Function) -> _Function:
     Compiled code is kept beside the source, or in the user's cache folder, for later
     processes. Where neither can be written to, each process compiles for itself.
 
-    The cache knows a kernel by its own file: while developing, remove ``__pycache__``
-    after a change in a kernel that others, in other files, call.
+    The cache knows a kernel by its own file. After a change in what kernels of other
+    files call, as an update of a checkout may bring, remove ``__pycache__`` (or numba's
+    folder, where that is used).
     """
     return _compiled(function)
 
@@ -33,8 +34,9 @@ def kernel(function: _Function) -> _Function:
 def routine(function: _Function) -> _Function:
     """Compile ``function`` for the kernels that call it, and for nobody else.
 
-    The way in from Python, which takes apart every array of the arguments, costs a
-    third of the time to compile.
+    The way in from Python, which takes apart every array of the arguments, would cost a
+    third of the time to compile. Called from Python it crashes the interpreter: test it
+    through a kernel.
     """
     return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 

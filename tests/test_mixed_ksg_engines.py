@@ -143,6 +143,13 @@ def test_engines_agree_where_ranks_outgrow_16_bits():
         assert torch.equal(as_sample, ksg.pmi(*others, last))
 
 
+def test_sums_over_many_samples_do_not_overflow():
+    x = torch.arange(800_000.0)[:, None]
+    mean = MixedKSG(3).pmi(x, x).mean().item()
+    assert MixedKSG(3).mi(x, x).item() == pytest.approx(mean, abs=1e-9)
+    assert mean > 12
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()

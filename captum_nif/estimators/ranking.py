@@ -55,6 +55,7 @@ def ranked(x: Tensor) -> Ranked:
 
 def _rank_by_kernel(x: Tensor, found: Ranked) -> None:
     from captum_nif.estimators.kernels import ranking
+    from captum_nif.estimators.kernels.grid import PANEL
 
     bits = "uint32" if x.element_size() == 4 else "uint64"
     values = x.contiguous().numpy().view(bits)
@@ -65,7 +66,7 @@ def _rank_by_kernel(x: Tensor, found: Ranked) -> None:
             values, ordered.view(bits), ranks, untied, columns.start, columns.stop
         )
 
-    for _ in in_threads(work, _blocks(x, ranking.PANEL)):
+    for _ in in_threads(work, _blocks(x, PANEL)):
         pass
 
 

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from captum_nif.estimators.protocol import Progress
 
-FIXED_POINT = 1 << 40
+FIXED_POINT = 1 << 36
 """One nat in the integer units of terms. Sums of integers are exact, so a mean does not
-depend on the order, the blocks or the threads in which it was added up."""
+depend on the order, the blocks or the threads in which it was added up; they fit into
+int64 for eight million samples of variables that determine each other."""
 
 Values = tuple[slice, slice, slice, Tensor]
 """Points, variables of x, variables of y, and PMI of that shape in units of terms."""
@@ -38,7 +39,7 @@ class Terms:
     """A formula for PMI, tabulated: PMI = joint - margin of x - margin of y.
 
     Attributes:
-        joint (Tensor): Indexed by [rho = 0, c_joint], int64 in units of 2^-40 nats.
+        joint (Tensor): Indexed by [rho = 0, c_joint], int64 in units of 2^-36 nats.
         margin (Tensor): Indexed by [edge, c_x] or [edge, c_y], likewise.
     """
 

@@ -21,6 +21,10 @@ LongArray = NDArray[np.int64]
 Ranks = NDArray[np.int16] | NDArray[np.int32]
 """Twice mean ranks, and counts of samples: narrow where N allows."""
 
+PANEL = 32
+"""Variables of samples row by row, [N, variables], that kernels copy together: whole
+cache lines of a row."""
+
 
 class Grid(NamedTuple):
     """Scores of N samples, indexed by twice the mean rank, cut into equal buckets.

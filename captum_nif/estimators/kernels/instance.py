@@ -18,6 +18,7 @@ from captum_nif._compile import Int, kernel, routine
 from captum_nif.estimators.kernels import lanes
 from captum_nif.estimators.kernels.around import around_query, term_at
 from captum_nif.estimators.kernels.grid import (
+    PANEL,
     Grid,
     IntArray,
     LongArray,
@@ -31,10 +32,6 @@ Bools = NDArray[np.bool_]
 
 STEPS = 4
 """Visits between two looks at whether they may end."""
-
-
-PANEL = 32
-"""Variables copied together, so that whole cache lines of a row are used."""
 
 
 class Approach(NamedTuple):

@@ -225,9 +225,10 @@ def first_bit(typing: Any, mask: Any) -> Any:
 
 @_operation
 def load_lists(typing: Any, capacity: Any, array: Any) -> Any:
-    """A list for each lane, as long as the tuple ``capacity``, from a contiguous array.
+    """A list for each lane, as long as the tuple ``capacity``, from an array.
 
-    Their first entries are those of ``array[:16]``, and so on.
+    Their first entries are those of ``array[:16]``, and so on. The array is contiguous,
+    of int32, and unchecked.
     """
     result: Any = types.UniTuple(lanes_type, len(capacity))  # type: ignore[no-untyped-call]
 
@@ -249,9 +250,10 @@ def insert_four(typing: Any, sorted_lists: Any, a: Any, b: Any, c: Any, d: Any) 
 
     The values are sorted, and merged with the list by Batcher's bitonic network (1968):
     the list from its start and the values from their end, entry by entry, have the
-    smallest of both between them, rising and then falling. That takes two thirds of the
-    work of one value after the other. Lists too long for the registers of a processor
-    are gone through in order, one value after the other all the same.
+    smallest of both between them, rising and then falling. From eight entries on that
+    is two thirds of the work of one value after the other. Lists too long for the
+    registers of a processor are gone through in order, one value after the other all
+    the same.
     """
     length = len(sorted_lists)
 

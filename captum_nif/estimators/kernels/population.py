@@ -40,8 +40,9 @@ from captum_nif.estimators.kernels.scan import (
 FAR = np.int32(3 << 29)
 """A score further from every score than these are from each other."""
 
-UNCOUNTED = np.int32(-1)
-"""Number of neighbours within rho where it may be more than k."""
+UNCOUNTED = np.int32(0)
+"""Stands for a number of neighbours within rho that may be more than k. No count is 0,
+and it is an index into the terms: copies of a point, which need no count, keep it."""
 
 STEPS = 4
 """Steps of a walk between two looks at whether it may end."""
@@ -52,7 +53,7 @@ LONGEST = 256
 FEW = 1
 """Lanes that are not worth a walk of all sixteen."""
 
-PADDING = LONGEST + STEPS + lanes.WIDTH
+PADDING = LONGEST + lanes.WIDTH
 
 
 class Axis(NamedTuple):

@@ -10,13 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_nif._compile import Int, kernel, routine
-from captum_nif.estimators.kernels.grid import IntArray, Ranks
+from captum_nif.estimators.kernels.grid import PANEL, IntArray, Ranks
 
 Bits = NDArray[np.uint32] | NDArray[np.uint64]
 """Floating-point numbers by their bits, or keys that sort as they do."""
-
-PANEL = 32
-"""Variables copied together, so that whole cache lines of a row are used."""
 
 DIGITS = 256
 """Values of a digit of a key, which has one per byte."""
