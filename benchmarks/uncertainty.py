@@ -36,7 +36,7 @@ ESTIMATORS: dict[str, PMIEstimator] = {
     "EDGE()": EDGE(),
     "GaussianCopula()": GaussianCopula(),
 }
-"""MINE would do as well, but trains 1024 networks for every table."""
+"""MINE would do as well, but trains a network for every value of a table."""
 
 CORRELATIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 MORE_WITHOUT = 5

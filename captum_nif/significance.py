@@ -38,7 +38,7 @@ GROUPS = 10
 """Groups that a jackknife leaves out in turn. With many small ones the standard error
 of nearest-neighbour estimates comes out too large, with few it is itself uncertain."""
 
-_PER_LINK = 10
+_PER_LINK = 20
 """Null values for each link that a table serves, within these limits: squares, as a
 table is one of shuffled variables."""
 _FEWEST, _MOST = 32**2, 128**2
@@ -68,10 +68,12 @@ def link_pvalues(
     p-values of all links between two layers, against independence of their two nodes.
 
     For every pair of tie classes it estimates the MI of shuffled pairs of variables:
-    ten for each link between the two, but at least 1024 and at most 16,384. So it takes
-    up to ten times as long as the links' own MI, and longer in small graphs. Samples
+    twenty for each link between the two, but at least 1024 and at most 16,384. It takes
+    up to twenty times as long as the links' own MI, and longer in small graphs. Samples
     must be independent of each other; neighbouring frames of a film, say, are not, and
     their p-values are too small.
+
+    ``python -m benchmarks.uncertainty`` compares p-values with what they promise.
 
     Args:
         estimator (PMIEstimator): Of mutual information. It is given normal scores for
@@ -81,7 +83,7 @@ def link_pvalues(
         y (Tensor): The same N samples of the target layer's b nodes, [N, b].
         draws (int, optional): Null values in every table, at least 100. Fewer are
             faster, and find fewer links that exist.
-            Default: None (ten for each link, from 1024 to 16,384)
+            Default: None (20 for each link, from 1024 to 16,384)
         seed (int, optional): Of the shuffles. No global random state is used.
             Default: 0
         progress (callable, optional): As for the estimator's ``mi``.
