@@ -2,30 +2,30 @@ r"""Path analysis: flow on the scale of correlation, for populations and samples
 
 The links of the population graph are signed Linfoot correlations
 (:mod:`captum_nif.correlation`). A sample enters by how far its values deviate from the
-population's, in standard deviations: :math:`\xi_a` for node a, among the values that
-layers are fed. The links into b predict
+population's, in standard deviations: :math:`\xi_a` for node a as a layer hands it on,
+:math:`\eta_b` for node b as its layer gives it. The links into b predict
 
 .. math:: \hat\eta_b = \sum_{a \to b} r_{ab} \, \xi_a
 
 and what b passes on is weighed by how much of that came about, its *gain*
 
-.. math:: g_b = \frac{\xi_b \hat\eta_b + 1}{\hat\eta_b^2 + 1} .
+.. math:: g_b = \frac{\eta_b \hat\eta_b + 1}{\hat\eta_b^2 + 1} .
 
-This is the slope of :math:`\xi_b` on :math:`\hat\eta_b` through this one sample, with a
-slope of 1 counted as one more observation at unit deviation: a unit that stays silent
-where it should have fired passes on less, down to nothing, one that fires as predicted
-passes on all. A gain also changes units: fed independently, a unit deviates by more or
-less than among the values that it hands on; times the gain, the deviation predicted is
-about the one handed on, and the factors of a path telescope. The attribution of input
-element i to node j is
+This is the slope of :math:`\eta_b` on :math:`\hat\eta_b` through this one sample, with
+the population's slope of 1 counted as one more observation at unit deviation: a unit
+that stays silent where it should have fired passes on less, down to nothing, one that
+fires as predicted passes on all. The attribution of input element i to node j is
 
 .. math:: A_{ij} = \xi_i \sum_{\text{paths } i \to j} \; \prod_{\text{links}} r
     \prod_{\text{nodes between}} g ,
 
 in standard deviations of j: in a linear network of uncorrelated units, where all gains
-are 1, the sum over i is exactly the deviation of j (Wright, 1934). To first order
-:math:`r \xi_a \xi_b` is the pointwise mutual information of a Gaussian pair. In ReLU
-networks the gains play the part of the local slopes of gradient
+are 1, the sum over i is exactly the deviation of j (Wright, 1934). Where units are
+correlated, a layer's deviations are others when it is fed independently, and the sum
+keeps its sign and order rather than its scale. To first order
+:math:`r \xi \eta` is the pointwise mutual information of a Gaussian pair, and dividing
+by :math:`\eta` of the target, as each link here does, makes the factors of a path
+telescope. In ReLU networks the gains play the part of the local slopes of gradient
 methods (most of all of DeepLIFT's rescale rule), the links that of average slopes.
 """
 
@@ -76,14 +76,15 @@ class CorrelationFlow(Flow):
         return {}
 
     @cached_property
-    def _known_moments(self) -> dict[str, _Moments]:
+    def _known_moments(self) -> dict[tuple[str, bool], _Moments]:
         return {}
 
     def prepare(self, tick: Tick = no_tick) -> None:
         """Estimates all links, and what every explanation needs besides."""
         for link in self.links:
             self._correlation(link)
-            self._moments(link.source)
+            self._moments(link.source, fed=True)
+            self._moments(link.target, fed=False)
             tick()
 
     def _population_weights(self) -> WeightOf:
@@ -186,7 +187,7 @@ class CorrelationFlow(Flow):
         """Deviations of what layers hand on, and gains, [S, size] by layer."""
         values = self.values if query is None else self._grouped(query)
         fed = {
-            name: self._moments(name).standardize(values[name])
+            name: self._moments(name, fed=True).standardize(values[name])
             for name in dict.fromkeys(link.source for link in self.links)
         }
         predicted: dict[str, Tensor] = {}
@@ -194,11 +195,10 @@ class CorrelationFlow(Flow):
             part = (self._correlation(link).mT @ fed[link.source].mT).mT
             earlier = predicted.get(link.target)
             predicted[link.target] = part if earlier is None else earlier + part
-        gains = {
-            name: (fed[name] * expected + 1) / (expected.square() + 1)
-            for name, expected in predicted.items()
-            if name in fed  # not the end, which hands nothing on
-        }
+        gains = {}
+        for name, expected in predicted.items():
+            found = self._moments(name, fed=False).standardize(values[name])
+            gains[name] = (found * expected + 1) / (expected.square() + 1)
         return fed, gains
 
     def _weight(self, link: Ends) -> Tensor:
@@ -216,10 +216,11 @@ class CorrelationFlow(Flow):
             )
         return self._correlations[link]
 
-    def _moments(self, name: str) -> _Moments:
-        if name not in self._known_moments:
-            self._known_moments[name] = _Moments.of(self.fed[name])
-        return self._known_moments[name]
+    def _moments(self, name: str, fed: bool) -> _Moments:
+        if (name, fed) not in self._known_moments:
+            values = (self.fed if fed else self.values)[name]
+            self._known_moments[name, fed] = _Moments.of(values)
+        return self._known_moments[name, fed]
 
 
 def _scaled(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

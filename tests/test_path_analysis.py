@@ -143,10 +143,10 @@ def test_attributions_are_sums_over_listed_paths(name, inputs):
         gains, entered = {}, {}
         for layer in graph.layers:
             value = observed[layer.name][i]
-            if layer.name == end:
-                continue
-            entered[layer.name] = deviations(value, flow.fed[layer.name]).tolist()
-            came = entered[layer.name]
+            # a layer hands on values of the background, and gives others when fed
+            moved = deviations(value, flow.fed[layer.name])
+            entered[layer.name] = moved.tolist()
+            came = deviations(value, flow.values[layer.name]).tolist()
             for j in range(layer.size):
                 expected = sum(
                     rows[a][j] * entered[source][a]
