@@ -388,7 +388,7 @@ class NIFAttribution(Attribution):
         layer: str | nn.Module | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
-        significance: bool = False,
+        significance: bool | int = False,
     ) -> FlowGraph: ...
 
     @overload
@@ -402,7 +402,7 @@ class NIFAttribution(Attribution):
         layer: str | nn.Module | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
-        significance: bool = False,
+        significance: bool | int = False,
     ) -> list[FlowGraph]: ...
 
     def flow(
@@ -415,7 +415,7 @@ class NIFAttribution(Attribution):
         layer: str | nn.Module | None = None,
         internal_batch_size: int | None = None,
         show_progress: bool = False,
-        significance: bool = False,
+        significance: bool | int = False,
     ) -> FlowGraph | list[FlowGraph]:
         r"""
         The flow graph of the population, or of each sample.
@@ -443,11 +443,11 @@ class NIFAttribution(Attribution):
                 Default: 64
             show_progress (bool, optional): Draw a progress bar.
                 Default: False
-            significance (bool, optional): Give the links of the population graph
+            significance (bool or int, optional): Give the links of the population graph
                 p-values against independence of their nodes, which takes seconds; see
-                :func:`~captum_nif.significance.link_pvalues`, and
-                :meth:`FlowGraph.significant` for what to do with them. The background
-                must hold independent samples.
+                :func:`~captum_nif.significance.link_pvalues`, whose ``draws`` an int
+                stands for, and :meth:`FlowGraph.significant` for what to do with them.
+                The background must hold independent samples.
                 Default: False
 
         Returns:
@@ -480,8 +480,11 @@ class NIFAttribution(Attribution):
             end = self._setup.end(basis, layer)
             node = None if target is None else int(target_nodes(target, end, 1)[0])
             graph = _population_graph(basis.flow, end, node, show_progress)
-            return _tested(basis.flow, graph, show_progress) if significance else graph
-        if significance:
+            if significance is False:
+                return graph
+            draws = None if significance is True else significance
+            return _tested(basis.flow, graph, draws, show_progress)
+        if significance is not False:
             raise ValueError(
                 "`significance` is of the population's links, not of single samples: "
                 "call `flow(significance=True)` without `inputs`."
@@ -845,11 +848,11 @@ def _path_sums(
     return (graph if by is None else graph.normalized(by)).path_sums(layer=end.name)
 
 
-def _tested(flow: Flow, graph: FlowGraph, bar: bool) -> FlowGraph:
+def _tested(flow: Flow, graph: FlowGraph, draws: int | None, bar: bool) -> FlowGraph:
     with progress(
         desc="NIF p-values", total=len(graph.links), disable=not bar
     ) as drawn:
-        return flow.with_pvalues(graph, drawn.update)
+        return flow.with_pvalues(graph, draws, drawn.update)
 
 
 def _population_graph(flow: Flow, end: Layer, node: int | None, bar: bool) -> FlowGraph:

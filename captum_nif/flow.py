@@ -136,7 +136,9 @@ class Flow:
             tick()
         return FlowGraph(layers, links)
 
-    def with_pvalues(self, graph: FlowGraph, tick: Tick = no_tick) -> FlowGraph:
+    def with_pvalues(
+        self, graph: FlowGraph, draws: int | None = None, tick: Tick = no_tick
+    ) -> FlowGraph:
         """A population graph of this flow, with the p-values of its links.
 
         They test the pair of nodes of each link, whatever the scale of its weight, its
@@ -144,12 +146,16 @@ class Flow:
 
         Args:
             graph (FlowGraph): as :meth:`population_graph` gave it.
+            draws (int, optional): null values in a table; by default, by the links.
             tick (Callable): called once per link.
         """
         links = []
         for link in graph.links:
             pvalue = link_pvalues(
-                self.rule.estimator, self.fed[link.source], self.values[link.target]
+                self.rule.estimator,
+                self.fed[link.source],
+                self.values[link.target],
+                draws=draws,
             )
             connected = link.weight.to_dense() != 0
             links.append(replace(link, pvalue=torch.where(connected, pvalue, 1.0)))

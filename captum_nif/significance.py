@@ -82,7 +82,8 @@ def link_pvalues(
         x (Tensor): N samples of the source layer's a nodes, [N, a].
         y (Tensor): The same N samples of the target layer's b nodes, [N, b].
         draws (int, optional): Null values in every table, at least 100. Fewer are
-            faster, and find fewer links that exist.
+            faster, and find fewer links that exist: for ``MINE``, which trains networks
+            for each, some 1000.
             Default: None (20 for each link, from 1024 to 16,384)
         seed (int, optional): Of the shuffles. No global random state is used.
             Default: 0
@@ -93,8 +94,8 @@ def link_pvalues(
         Tensor: p-values in (0, 1], float64, [a, b]; 1 where a node is constant.
 
     Raises:
-        TypeError, ValueError: If ``draws`` is below 100, or samples are refused; see
-            the estimator.
+        TypeError, ValueError: If ``draws`` is no int of at least 100, or samples are
+            refused; see the estimator.
 
     Examples::
 
@@ -105,8 +106,11 @@ def link_pvalues(
         >>> (link_pvalues(MixedKSG(), x, y) < 0.001).tolist()
         [[True], [False]]
     """
-    if draws is not None and draws < 100:
-        raise ValueError(f"draws must be at least 100, got {draws}")
+    if draws is not None:
+        if isinstance(draws, bool) or not isinstance(draws, int):
+            raise TypeError(f"draws must be an int or None, got {draws!r}")
+        if draws < 100:
+            raise ValueError(f"draws must be at least 100, got {draws}")
     x, y = _on_scores("x", x), _on_scores("y", y)
     observed = estimator.mi(x, y, progress=progress)
     generator = torch.Generator().manual_seed(seed)

@@ -236,6 +236,8 @@ def test_bad_links_are_refused():
     x, y = variables("untied", 50, 3), variables("untied", 50, 2)
     with pytest.raises(ValueError, match="draws must be at least 100, got 99"):
         link_pvalues(MixedKSG(), x, y, draws=99)
+    with pytest.raises(TypeError, match="draws must be an int or None, got 'many'"):
+        link_pvalues(MixedKSG(), x, y, draws="many")
     with pytest.raises(TypeError, match="y must be a tensor"):
         link_pvalues(MixedKSG(), x, y.numpy())
     with pytest.raises(ValueError, match="samples"):

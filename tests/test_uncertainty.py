@@ -60,6 +60,16 @@ def test_links_to_other_targets_are_not_tested():
     assert torch.equal(last.pvalue[:, 1], whole.pvalue[:, 1])
 
 
+def test_significance_may_name_the_null_values_of_a_table():
+    model, x = net(), background()
+    nif = NIFAttribution(model).fit(x)
+    link = nif.flow(significance=150).links[0]
+    wanted = link_pvalues(MixedKSG(), x, model[:2](x).detach(), draws=150)
+    assert torch.equal(link.pvalue, wanted)
+    with pytest.raises(ValueError, match="draws must be at least 100, got 7"):
+        nif.flow(significance=7)
+
+
 def test_pvalues_are_of_groups_and_of_any_rule(tmp_path):
     mask = torch.tensor([[0, 0, 1, 1]])
     for options in (
