@@ -98,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--sizes", type=int, nargs="+", default=[100, 500, 1000], help="samples N"
     )
     parser.add_argument(
-        "--repeats", type=int, default=60, help="of 1024 independent links"
+        "--repeats", type=int, default=20, help="of 1024 independent links"
     )
-    parser.add_argument("--graphs", type=int, default=12, help="of each correlation")
+    parser.add_argument("--graphs", type=int, default=6, help="of each correlation")
     parser.add_argument(
         "--level", type=float, default=0.05, help="false discovery rate"
     )
