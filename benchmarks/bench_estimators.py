@@ -63,7 +63,7 @@ def tell_times(report: Report, seed: int, rounds: int) -> None:
     )
     report.table(
         first_call_rows(),
-        "first call",
+        "first_calls",
         "MixedKSG: processor time of the first calls of a process, on 100 samples of "
         "8 nodes, where numba has yet to compile kernels, and where it finds them.",
     )
