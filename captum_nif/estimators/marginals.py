@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from captum_nif.estimators.blocks import blocks
-from captum_nif.estimators.ranking import ranked
+from captum_nif.estimators.ranking import ranked, ranked_among
 
 Marginals = Literal["normal", "standard", "raw"]
 
@@ -175,15 +175,8 @@ class RankedVariables(Variables):
         return RankedQueries(self, query)
 
     def ranks_of(self, query: Tensor) -> Tensor:
-        """Twice the mean rank that each query takes as sample N + 1, [S, size], int32.
-
-        With l samples below the query and e equal to it, it shares positions l + 1 to
-        l + e + 1, whose mean is l + e/2 + 1.
-        """
-        values = _widened(query.to(self.dtype)).t().contiguous()
-        below = torch.searchsorted(self.ordered, values, out_int32=True)
-        upto = torch.searchsorted(self.ordered, values, right=True, out_int32=True)
-        return (below + upto + 2).t()
+        """Twice the mean rank that each query takes as sample N + 1, [S, size]."""
+        return ranked_among(self.ordered, _widened(query.to(self.dtype)))
 
 
 class RankedSamples(Centres):

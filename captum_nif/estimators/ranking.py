@@ -14,6 +14,9 @@ from captum_nif.estimators.parallel import in_threads
 _BUDGET = 1 << 22
 """Elements sorted at a time; bounds the 64-bit temporaries of doing so."""
 
+_SEARCHES = 1 << 12
+"""Values ranked among samples at a time."""
+
 
 class Ranked(NamedTuple):
     """N samples of n variables, sorted and ranked.
@@ -50,6 +53,46 @@ def ranked(x: Tensor) -> Ranked:
         _rank_by_kernel(x, found)
     else:
         _rank_by_torch(x, found)
+    return found
+
+
+def ranked_among(ordered: Tensor, values: Tensor) -> Tensor:
+    """Twice the mean rank that each value takes as one more sample, [S, n], int32.
+
+    With l samples below the value and e equal to it, it shares positions l + 1 to
+    l + e + 1, whose mean is l + e/2 + 1.
+
+    Args:
+        ordered (Tensor): N samples of n variables, each in ascending order, [n, N].
+        values (Tensor): S values of each variable, [S, n], of the same dtype.
+
+    Examples::
+
+        >>> ranked_among(torch.tensor([[1.0, 3.0, 3.0]]), torch.tensor([[2.0], [3.0]]))
+        tensor([[4],
+                [6]], dtype=torch.int32)
+    """
+    if ordered.device.type == "cpu":
+        return _ranked_by_kernel(ordered, values)
+    columns = values.t().contiguous()
+    below = torch.searchsorted(ordered, columns, out_int32=True)
+    upto = torch.searchsorted(ordered, columns, right=True, out_int32=True)
+    return (below + upto + 2).t()
+
+
+def _ranked_by_kernel(ordered: Tensor, values: Tensor) -> Tensor:
+    # Not by torch: its threads would stay busy waiting, where others have work to do.
+    from captum_nif.estimators.kernels import ranking
+
+    found = torch.empty(values.shape, dtype=torch.int32)
+    arrays = ordered.numpy(), values.contiguous().numpy(), found.numpy()
+
+    def work(columns: slice) -> None:
+        ranking.place(*arrays, columns.start, columns.stop)
+
+    count, size = values.shape
+    for _ in in_threads(work, blocks(size, 1 + _SEARCHES // max(1, count))):
+        pass
     return found
 
 

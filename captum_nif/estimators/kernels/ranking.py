@@ -15,6 +15,8 @@ from captum_nif.estimators.kernels.grid import PANEL, IntArray, Ranks
 Bits = NDArray[np.uint32] | NDArray[np.uint64]
 """Floating-point numbers by their bits, or keys that sort as they do."""
 
+Values = NDArray[np.float32] | NDArray[np.float64]
+
 DIGITS = 256
 """Values of a digit of a key, which has one per byte."""
 
@@ -69,6 +71,40 @@ def rank(
         for i in range(samples):
             for v in range(width):
                 ranks[i, first + v] = panel[v, i]
+
+
+@kernel
+def place(
+    ordered: Values, values: Values, ranks: IntArray, start: Int, stop: Int
+) -> None:
+    """Rank values of the variables start, ..., stop - 1 among samples.
+
+    Args:
+        ordered: Each variable's samples in ascending order, [n, N].
+        values: Values to be ranked, each by itself, [S, n].
+        ranks: Set to twice the mean rank of each as sample N + 1, [S, n].
+        start: First variable,
+        stop: and the one after the last.
+    """
+    samples = ordered.shape[1]
+    for v in range(start, stop):
+        for i in range(len(values)):
+            value = values[i, v]
+            below, end = 0, samples
+            while below < end:
+                middle = (below + end) >> 1
+                if ordered[v, np.uintp(middle)] < value:
+                    below = middle + 1
+                else:
+                    end = middle
+            upto, end = below, samples
+            while upto < end:
+                middle = (upto + end) >> 1
+                if ordered[v, np.uintp(middle)] <= value:
+                    upto = middle + 1
+                else:
+                    end = middle
+            ranks[i, v] = below + upto + 2
 
 
 @routine
