@@ -80,7 +80,7 @@ class MINE:
     of samples among the others is thus *not* what :meth:`pmi` would return for them as
     queries against the others. Both follow the truth closely.
 
-    **Time.** Training takes some 60 ms per pair of variables, a thousand times what
+    **Time.** Training takes some 50 ms per pair of variables, a thousand times what
     :class:`~captum_nif.estimators.MixedKSG` takes, and more for a pair alone. It is
     done once for x and y that come from :meth:`prepare`, and in every call for tensors.
     What later calls need, about 10 kB per pair, is kept as long as x and y are, if it
