@@ -34,8 +34,8 @@ def kernel(function: _Function) -> _Function:
 def routine(function: _Function) -> _Function:
     """Compile ``function`` for the kernels that call it, and for nobody else.
 
-    The way in from Python, which takes apart every array of the arguments, would cost a
-    third of the time to compile. Called from Python it crashes the interpreter: test it
+    The way in from Python, which takes apart every array of the arguments, would cost
+    much of the time to compile. Called from Python it crashes the interpreter: test it
     through a kernel.
     """
     return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)

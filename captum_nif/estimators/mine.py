@@ -68,8 +68,8 @@ class MINE:
     :math:`\mathrm{E}[e^T]` (Belghazi et al., ICML 2018). Each pair of variables has two
     networks, each trained on half of the samples and stopped where it does best on the
     other half; PMI is the mean of the two. Of a sample, one network errs high, which
-    has seen it, and one low, which has not; to first order they cancel. (At N = 100 a
-    single network finds 0.2 nats in independent pairs on the samples that it has seen.)
+    has seen it, and one low, which has not; to first order they cancel. (A single
+    network finds information in independent pairs, on the samples it has seen.)
 
     **Bias.** ``benchmarks.bench_estimators`` tells it for 14 kinds of pairs.
     Independent pairs come out within hundredths of a nat of 0, as stopping early keeps

@@ -32,12 +32,10 @@ from captum_nif.estimators.terms import Terms, added_up, fixed_point, put_togeth
 Formula = Literal["corrected", "paper"]
 
 _LEAST_K, _MOST_K = 3, 15
-"""Limits of the default k. Fewer follow mostly noise. With more, mutual information was
-found no better at N = 5000 and 20,000, in twice the time: see ``fast.CAPACITIES``."""
+"""Limits of the default k. Fewer follow mostly noise; more take longer, for little."""
 
 _PAPER_K = 10
-"""The default k of the paper's formula, which names none: of 3, 5, 10 and 20 the one
-that errs least at N = 100 and 500."""
+"""The default k of the paper's formula, which names none."""
 
 
 @dataclass(frozen=True)

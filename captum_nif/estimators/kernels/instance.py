@@ -31,7 +31,7 @@ from captum_nif.estimators.kernels.scan import NOWHERE
 Bools = NDArray[np.bool_]
 
 STEPS = 4
-"""Visits between two looks at whether they may end."""
+"""Visits between two looks at whether they may end: as many as lists take at once."""
 
 
 class Approach(NamedTuple):
