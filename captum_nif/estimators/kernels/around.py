@@ -51,6 +51,7 @@ def around_sample(
         How many lie in the closed interval, and strictly inside if rho > 0.
     """
     one, zero = lanes.splat(np.int32(1)), lanes.splat(np.int32(0))
+    # Looked up as for queries: handed through a routine, four results take longer.
     low, low_too = entries_up_to(
         scores, before, origin, shift, lanes.subtract(centre, rho)
     )
