@@ -24,20 +24,20 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.faithfulness_summary import (
+from benchmarks.data.trained import DATASETS, Task, make_task, pairs
+from benchmarks.faithfulness.methods import METHODS, Explain, Method, nif
+from benchmarks.faithfulness.perturbation import perturbation_curves
+from benchmarks.faithfulness.summary import (
     REFERENCE,
     across,
     by_network,
     with_shares,
 )
 from benchmarks.intervals import interval
-from benchmarks.methods import METHODS, Explain, Method, nif
-from benchmarks.perturbation import perturbation_curves
 from benchmarks.report import Report, argument_parser
 from benchmarks.resume import Finished, digest_of_sources
-from benchmarks.trained import DATASETS, Task, make_task, pairs
 from captum_nif import EDGE, GaussianCopula, MixedKSG, NIFAttribution
-from captum_nif.tracing import find_layers
+from captum_nif.tracing.tracer import find_layers
 
 FAITHFUL: dict[str, Any] = {
     "estimator": GaussianCopula(marginals="standard"),

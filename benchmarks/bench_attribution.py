@@ -32,10 +32,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.data import load_digits, load_mnist
-from benchmarks.models import cnn, mlp, resnet18, train
-from benchmarks.photographs import PHOTOGRAPHS, load_photograph
-from benchmarks.published import load_network
+from benchmarks.data.datasets import load_digits, load_mnist
+from benchmarks.data.models import cnn, mlp, resnet18, train
+from benchmarks.data.photographs import PHOTOGRAPHS, load_photograph
+from benchmarks.data.published import load_network
 from benchmarks.report import Report, argument_parser
 from captum_nif import NIFAttribution
 

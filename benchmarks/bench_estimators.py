@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from tqdm import tqdm
 
-from benchmarks.estimator_accuracy import (
+from benchmarks.estimators.accuracy import (
     PEERS,
     Found,
     draw_bias,
@@ -24,7 +24,8 @@ from benchmarks.estimator_accuracy import (
     task_rows,
     verdict,
 )
-from benchmarks.estimator_times import (
+from benchmarks.estimators.known_pairs import tasks
+from benchmarks.estimators.times import (
     COLUMNS,
     first_call_rows,
     instance_row,
@@ -32,7 +33,6 @@ from benchmarks.estimator_times import (
     scaling_row,
     thread_rows,
 )
-from benchmarks.known_pairs import tasks
 from benchmarks.report import Report, Row, argument_parser
 from captum_nif.estimators.marginals import Marginals
 

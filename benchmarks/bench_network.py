@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.report import Report, Row, argument_parser
-from captum_nif.adjacency import by_layer, positive_adjacency
-from captum_nif.centrality import betweenness_centrality
-from captum_nif.community import communities
-from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.adjacency import by_layer, positive_adjacency
+from captum_nif.network.centrality import betweenness_centrality
+from captum_nif.network.community import communities
 
 SHAPE = (784, 512, 256, 10)
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)

@@ -23,8 +23,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.data import Dataset, load_dataset, load_digits, load_iris
-from benchmarks.models import accuracy, cnn, mlp, train
+from benchmarks.data.datasets import Dataset, load_dataset, load_digits, load_iris
+from benchmarks.data.models import accuracy, cnn, mlp, train
 from benchmarks.report import Report
 from captum_nif import NIFAttribution, plot_attribution_matrix
 

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.data import Dataset, load_banknote, load_digits, load_iris
-from benchmarks.models import accuracy, cnn, mlp, train
+from benchmarks.data.datasets import Dataset, load_banknote, load_digits, load_iris
+from benchmarks.data.models import accuracy, cnn, mlp, train
 from benchmarks.report import Report, argument_parser
 from captum_nif import FlowGraph, NIFAttribution
-from captum_nif.heatmaps import plot_attribution_matrix, plot_saliency
-from captum_nif.html import save_html
-from captum_nif.visualization import plot_flow
+from captum_nif.plotting.flow_figure import plot_flow
+from captum_nif.plotting.heatmaps import plot_attribution_matrix, plot_saliency
+from captum_nif.plotting.page import save_html
 
 NETWORKS = ("iris", "banknote", "digits")
 

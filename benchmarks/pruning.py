@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks.data import Dataset, load_dataset
-from benchmarks.models import accuracy, cnn, mlp, train
+from benchmarks.data.datasets import Dataset, load_dataset
+from benchmarks.data.models import accuracy, cnn, mlp, train
 from benchmarks.report import Report, Row, argument_parser
 from captum_nif import NIFAttribution
 from captum_nif.pruning import CurveRow, plot_pruning_curve, pruning_curve

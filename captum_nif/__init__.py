@@ -1,8 +1,6 @@
 """Neural Information Flow: see how information flows through a trained network."""
 
 from captum_nif.attribution import NIFAttribution
-from captum_nif.centrality import betweenness_centrality
-from captum_nif.community import communities, gamma_sweep, modularity
 from captum_nif.estimators import (
     EDGE,
     MINE,
@@ -11,15 +9,17 @@ from captum_nif.estimators import (
     PMIEstimator,
     Prepared,
 )
-from captum_nif.export import write_gexf, write_graphml, write_json
-from captum_nif.graph import FlowGraph, Layer, Link
-from captum_nif.heatmaps import plot_attribution_matrix, plot_saliency
-from captum_nif.html import save_html, to_html
+from captum_nif.flow.significance import link_pvalues
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.centrality import betweenness_centrality
+from captum_nif.network.community import communities, gamma_sweep, modularity
+from captum_nif.network.export import write_gexf, write_graphml, write_json
+from captum_nif.network.summary import flow_shares, summarize
+from captum_nif.plotting.flow_figure import plot_flow
+from captum_nif.plotting.heatmaps import plot_attribution_matrix, plot_saliency
+from captum_nif.plotting.page import save_html, to_html
 from captum_nif.pruning import CurveRow, plot_pruning_curve, prune, pruning_curve
-from captum_nif.significance import link_pvalues
-from captum_nif.summary import flow_shares, summarize
-from captum_nif.tracing import Structure, Trace, trace
-from captum_nif.visualization import plot_flow
+from captum_nif.tracing.tracer import Structure, Trace, trace
 
 __all__ = [
     "EDGE",

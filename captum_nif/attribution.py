@@ -17,31 +17,31 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_nif.activations import (
+from captum_nif.estimators import PMIEstimator
+from captum_nif.flow.checks import (
+    check_positive,
+    check_reached,
+    check_sizes,
+    warn_if_training,
+)
+from captum_nif.flow.fitting import Basis, FeatureMask, Setup
+from captum_nif.flow.information import Flow, Tick, no_tick
+from captum_nif.flow.link_weights import LinkRule, Relevance
+from captum_nif.flow.options import Inputs, Normalize, Scale, chosen
+from captum_nif.flow.population import (
     BATCH_SIZE,
     Background,
     Modules,
     check_samples,
     fingerprint,
 )
-from captum_nif.basis import Basis, FeatureMask, Setup
-from captum_nif.checks import (
-    check_positive,
-    check_reached,
-    check_sizes,
-    warn_if_training,
-)
-from captum_nif.estimators import PMIEstimator
-from captum_nif.flow import Flow, Tick, no_tick
-from captum_nif.graph import FlowGraph
-from captum_nif.layers import Layer
-from captum_nif.links import LinkRule, Relevance
-from captum_nif.options import Inputs, Normalize, Scale, chosen
-from captum_nif.paths import Normalization
-from captum_nif.record import Nodes
-from captum_nif.significance import GROUPS, jackknife
-from captum_nif.targets import check_each_occurs, target_nodes
-from captum_nif.tracing import find_layers
+from captum_nif.flow.significance import GROUPS, jackknife
+from captum_nif.flow.targets import check_each_occurs, target_nodes
+from captum_nif.graph.elements import Layer
+from captum_nif.graph.flow_graph import FlowGraph
+from captum_nif.graph.path_sums import Normalization
+from captum_nif.tracing.record import Nodes
+from captum_nif.tracing.tracer import find_layers
 
 
 class NIFAttribution(Attribution):
@@ -84,7 +84,7 @@ class NIFAttribution(Attribution):
             linear, convolutional, embedding, recurrent and attention modules that are
             called.
         estimator (PMIEstimator, optional): Estimator of PMI.
-            Default: :class:`~captum_nif.estimators.MixedKSG` with its defaults
+            Default: :class:`~captum_nif.MixedKSG` with its defaults
         relevance (str, optional): ``"pairwise"``, the information between the two nodes
             of a link, or ``"joint"``, that between the whole source layer and the
             target node (Eq. 3 as printed).
@@ -110,7 +110,7 @@ class NIFAttribution(Attribution):
             ``"correlation"``: mutual information as Linfoot's correlation, with a sign;
             a sample enters by how far its values deviate from the population's, in
             standard deviations. Then an attribution does say for or against; see
-            :mod:`captum_nif.path_analysis` for its equation.
+            :mod:`captum_nif.flow.path_analysis` for its equation.
             Default: ``"nats"``, or what the preset says
         nodes (str, optional): Of hidden layers. ``"channel"``: channels, averaged over
             places. ``"neuron"``: every element of a feature map, linked to what lies
@@ -445,7 +445,7 @@ class NIFAttribution(Attribution):
                 Default: False
             significance (bool or int, optional): Give the links of the population graph
                 p-values against independence of their nodes, which takes seconds; see
-                :func:`~captum_nif.significance.link_pvalues`, whose ``draws`` an int
+                :func:`~captum_nif.link_pvalues`, whose ``draws`` an int
                 stands for, and :meth:`FlowGraph.significant` for what to do with them.
                 The background must hold independent samples.
                 Default: False

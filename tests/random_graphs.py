@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
 
 # Multiples of 1/8: sums and products of a few are exact in float64, so tests compare
 # with == and never with a tolerance.

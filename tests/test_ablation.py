@@ -4,9 +4,9 @@ import torch
 
 from benchmarks import ablation
 from benchmarks.ablation import FAITHFUL, VARIANTS, main
-from benchmarks.models import mlp
+from benchmarks.data.models import mlp
 from captum_nif import NIFAttribution
-from captum_nif.options import chosen
+from captum_nif.flow.options import chosen
 
 
 def test_the_preset_taken_apart_is_the_preset():

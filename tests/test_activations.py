@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from captum_nif.activations import (
+from captum_nif.flow.population import (
     Population,
     averaged,
     batches_of,

@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy.stats import bootstrap, ttest_1samp
 
-from benchmarks import bench_estimators, estimator_times
-from benchmarks.estimator_accuracy import (
+from benchmarks import bench_estimators
+from benchmarks.estimators import times as estimator_times
+from benchmarks.estimators.accuracy import (
     DEFAULT,
     Method,
     measure,
@@ -15,7 +16,7 @@ from benchmarks.estimator_accuracy import (
     task_rows,
     verdict,
 )
-from benchmarks.known_pairs import tasks
+from benchmarks.estimators.known_pairs import tasks
 from captum_nif.estimators import MixedKSG
 
 KINDS = [task for task in tasks() if task.name in ("independent", "Gaussian 0.9")]

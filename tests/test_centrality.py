@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from random_graphs import POSITIVE_EIGHTHS, dense, flow_graphs
 
-from captum_nif.centrality import betweenness_centrality
-from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.centrality import betweenness_centrality
 
 DISTANCES = ["log", "inverse"]
 ENDPOINTS = ["all", "input-output"]

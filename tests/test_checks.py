@@ -11,17 +11,18 @@ from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.data import load_banknote, load_digits, load_iris
-from captum_nif import MixedKSG, NIFAttribution, checks
-from captum_nif.activations import run_population
-from captum_nif.checks import (
+from benchmarks.data.datasets import load_banknote, load_digits, load_iris
+from captum_nif import MixedKSG, NIFAttribution
+from captum_nif.flow import checks
+from captum_nif.flow.checks import (
     check_own_population,
     check_reached,
     check_same,
     counted,
     warn,
 )
-from captum_nif.tracing import Structure, trace
+from captum_nif.flow.population import run_population
+from captum_nif.tracing.tracer import Structure, trace
 
 
 def mlp() -> nn.Sequential:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_graphs import dense, flow_graphs
 
-from captum_nif.community import communities, gamma_sweep, modularity
-from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.community import communities, gamma_sweep, modularity
 
 METHODS = ["louvain", "greedy"]
 
@@ -158,8 +158,8 @@ def test_another_process_finds_the_same():
     # Python orders sets of strings differently in each process.
     program = (
         "import torch\n"
-        "from captum_nif.graph import FlowGraph, Layer, Link\n"
-        "from captum_nif.community import communities\n"
+        "from captum_nif.graph.flow_graph import FlowGraph, Layer, Link\n"
+        "from captum_nif.network.community import communities\n"
         "weight = torch.rand(20, 20, generator=torch.Generator().manual_seed(0))\n"
         "layers = [Layer('x', 20, 'input'), Layer('y', 20, 'output')]\n"
         "graph = FlowGraph(layers, [Link('x', 'y', weight)])\n"

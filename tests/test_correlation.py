@@ -8,7 +8,7 @@ import torch
 from scipy.special import digamma
 
 from captum_nif import EDGE, GaussianCopula, MixedKSG
-from captum_nif.correlation import signed_linfoot
+from captum_nif.flow.linfoot import signed_linfoot
 
 ESTIMATORS = [MixedKSG(), EDGE(), GaussianCopula(), GaussianCopula("standard")]
 

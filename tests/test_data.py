@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import data
-from benchmarks.data import (
+from benchmarks.data import datasets as data
+from benchmarks.data.datasets import (
     Dataset,
     load_banknote,
     load_dataset,
@@ -26,8 +26,8 @@ from benchmarks.data import (
     load_iris,
     load_mnist,
 )
-from benchmarks.files import PublishedFile, data_folder, read_published
-from benchmarks.photographs import PHOTOGRAPHS, load_photograph
+from benchmarks.data.files import PublishedFile, data_folder, read_published
+from benchmarks.data.photographs import PHOTOGRAPHS, load_photograph
 
 # --- published files ---------------------------------------------------------------
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from random_graphs import flow_graphs
 
-from captum_nif.centrality import betweenness_centrality
-from captum_nif.community import communities
-from captum_nif.export import PALETTE, write_gexf, write_graphml, write_json
-from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.centrality import betweenness_centrality
+from captum_nif.network.community import communities
+from captum_nif.network.export import PALETTE, write_gexf, write_graphml, write_json
 
 WRITERS = [write_json, write_graphml, write_gexf]
 

@@ -7,21 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import faithfulness
-from benchmarks.faithfulness import Settings, main, measure
-from benchmarks.faithfulness_report import build_report
-from benchmarks.faithfulness_summary import (
+from benchmarks.data.models import residual_cnn
+from benchmarks.data.trained import NETWORKS, make_task
+from benchmarks.faithfulness import __main__ as faithfulness
+from benchmarks.faithfulness.__main__ import Settings, main, measure
+from benchmarks.faithfulness.methods import METHODS
+from benchmarks.faithfulness.perturbation import perturbation_curves
+from benchmarks.faithfulness.report import build_report
+from benchmarks.faithfulness.sanity import rank_correlation
+from benchmarks.faithfulness.summary import (
     by_network,
     cascades,
     summary,
     verdict,
     with_shares,
 )
-from benchmarks.methods import METHODS
-from benchmarks.models import residual_cnn
-from benchmarks.perturbation import perturbation_curves
-from benchmarks.sanity import rank_correlation
-from benchmarks.trained import NETWORKS, make_task
 from captum_nif import NIFAttribution
 
 SMALL = ["--dataset", "iris", "--trainings", "2", "--samples", "5", "--few", "1"]

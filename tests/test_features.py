@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_nif import Layer
-from captum_nif.features import FeatureGroups, feature_groups
+from captum_nif.flow.feature_groups import FeatureGroups, feature_groups
 
 INPUT = Layer("input", 6, "input", shape=(1, 2, 3))
 

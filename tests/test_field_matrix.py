@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captum_nif import field_matrix
-from captum_nif.field_matrix import FieldMatrix
-from captum_nif.layers import Layer
-from captum_nif.paths import backward_sums, incoming_totals
+from captum_nif.graph import field_matrix
+from captum_nif.graph.elements import Layer
+from captum_nif.graph.field_matrix import FieldMatrix
+from captum_nif.graph.path_sums import backward_sums, incoming_totals
 
 SHAPES = [  # channels and places of the source, and of the target
     ((1, 1), (1, 1)),

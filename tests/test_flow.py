@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from captum_nif import Layer, MixedKSG
-from captum_nif import flow as flow_module
-from captum_nif.features import FeatureGroups
-from captum_nif.flow import Flow
-from captum_nif.links import LinkRule
-from captum_nif.tracing import Structure
+from captum_nif.flow import information as flow_module
+from captum_nif.flow.feature_groups import FeatureGroups
+from captum_nif.flow.information import Flow
+from captum_nif.flow.link_weights import LinkRule
+from captum_nif.tracing.tracer import Structure
 
 KSG = MixedKSG(k=3)
 LAYERS = (

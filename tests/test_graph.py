@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_graphs import dense, flow_graphs, paths
 
-from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
 
 
 def chain(*weights):

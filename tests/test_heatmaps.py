@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from captum_nif import NIFAttribution
-from captum_nif.heatmaps import plot_attribution_matrix, plot_saliency
+from captum_nif.plotting.heatmaps import plot_attribution_matrix, plot_saliency
 
 
 @pytest.fixture

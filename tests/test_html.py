@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from PIL import Image
 from random_graphs import dense, flow_graphs, paths
 
-from captum_nif.adjacency import node_flows
-from captum_nif.centrality import betweenness_centrality
-from captum_nif.community import communities
-from captum_nif.export import PALETTE
-from captum_nif.graph import FlowGraph, Layer, Link
-from captum_nif.html import notebook_html, save_html, to_html
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.adjacency import node_flows
+from captum_nif.network.centrality import betweenness_centrality
+from captum_nif.network.community import communities
+from captum_nif.network.export import PALETTE
+from captum_nif.plotting.page import notebook_html, save_html, to_html
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">{{data}}&lt;'"
 

@@ -9,10 +9,10 @@ from torch import nn
 from toy_models import N, Net, no_hooks_of_ours
 
 from captum_nif import NIFAttribution, independence
-from captum_nif.activations import Population, batches_of, run_population
-from captum_nif.dataflow import Structure
-from captum_nif.independence import affordable, draw, receptive_fields
-from captum_nif.layers import Layer
+from captum_nif.flow.independent_inputs import affordable, draw, receptive_fields
+from captum_nif.flow.population import Population, batches_of, run_population
+from captum_nif.graph.elements import Layer
+from captum_nif.tracing.dataflow import Structure
 
 
 def population(model, background, extra=(), layers=None, size=64):

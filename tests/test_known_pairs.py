@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.known_pairs import Task, tasks
+from benchmarks.estimators.known_pairs import Task, tasks
 
 TASKS = tasks()
 every_task = pytest.mark.parametrize("task", TASKS, ids=[task.name for task in TASKS])

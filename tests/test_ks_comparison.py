@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.data import load_iris
-from benchmarks.ks import (
+from benchmarks.data.datasets import load_iris
+from benchmarks.ks_comparison.__main__ import Settings, main, make_case
+from benchmarks.ks_comparison.distance import (
     asymptotic_p,
     ks_distance,
     permutation_p,
@@ -23,10 +24,9 @@ from benchmarks.ks import (
     top_agreement,
     unit_sum,
 )
-from benchmarks.ks_comparison import Settings, main, make_case
-from benchmarks.ks_figures import widest_gap
-from benchmarks.ks_forms import FORMS, LABELS, LOGITS, Case, Scores
-from benchmarks.ks_tables import (
+from benchmarks.ks_comparison.figures import widest_gap
+from benchmarks.ks_comparison.forms import FORMS, LABELS, LOGITS, Case, Scores
+from benchmarks.ks_comparison.tables import (
     advantage,
     compare,
     compare_all,
@@ -219,7 +219,7 @@ def test_the_matrix_keeps_its_signs(case):
 
 
 def test_slow_forms_make_do_with_a_small_background(case, monkeypatch):
-    monkeypatch.setattr("benchmarks.ks_forms.SLOW_BACKGROUND", 30)
+    monkeypatch.setattr("benchmarks.ks_comparison.forms.SLOW_BACKGROUND", 30)
     fitted = NIFAttribution(case.model, preset="paper").fit(case.background[:30])
     assert torch.equal(FORMS["NIF paper, matrix"](case).T, fitted.attribution_matrix())
 
@@ -354,7 +354,7 @@ def test_one_command_writes_the_report_and_goes_on_where_it_stopped(
     for figure in ("raw", "scaled", "ranked", "closeness"):
         assert (tmp_path / f"ks_comparison_{figure}.png").stat().st_size > 10_000
     # Nothing is trained again, and the numbers are those that were kept.
-    monkeypatch.delattr("benchmarks.ks_comparison.trained")
+    monkeypatch.delattr("benchmarks.ks_comparison.__main__.trained")
     main(options)
     again = (tmp_path / "ks_comparison.md").read_text()
     assert [line for line in again.splitlines() if "| date |" not in line] == [

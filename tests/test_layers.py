@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from captum_nif.layers import Layer, Link
+from captum_nif.graph.elements import Layer, Link
 
 
 def test_default_shape_and_labels_follow_the_nodes():

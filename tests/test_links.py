@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from captum_nif import MixedKSG
-from captum_nif import links as links_module
-from captum_nif.links import LinkRule
+from captum_nif.flow import link_weights as links_module
+from captum_nif.flow.link_weights import LinkRule
 
 KSG = MixedKSG(k=3)
 X, Y = torch.randn(2, 20, 5, generator=torch.Generator().manual_seed(5))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.methods import METHODS, chance, gradient_shap, nif
-from benchmarks.models import chain, mlp
+from benchmarks.data.models import chain, mlp
+from benchmarks.faithfulness.methods import METHODS, chance, gradient_shap, nif
 from captum_nif import NIFAttribution
 
 BY_BASELINE = {

@@ -226,7 +226,7 @@ def test_blocks_and_company_do_not_matter(data, xy, variant):
             for whole, part in zip(together, alone, strict=True):
                 assert torch.equal(whole[..., i, j].flatten(), part.flatten())
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("plain", "fast", "marginals"):
+        for module in ("engine_plain", "engine_cpu", "marginals"):
             patch.setattr(f"captum_nif.estimators.{module}._BUDGET", 20)
         small = ksg.mi(x, y), ksg.pmi(x, y), ksg.pmi(x[:-2], y[:-2], query)
         joint = ksg.joint(x, y)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.data import load_digits, load_iris, load_mnist
-from benchmarks.models import accuracy, chain, cnn, mlp, resnet18, train
-from benchmarks.photographs import load_photograph
-from benchmarks.published import NETWORKS, load_network
+from benchmarks.data.datasets import load_digits, load_iris, load_mnist
+from benchmarks.data.models import accuracy, chain, cnn, mlp, resnet18, train
+from benchmarks.data.photographs import load_photograph
+from benchmarks.data.published import NETWORKS, load_network
 
 
 def parameters(model: nn.Module) -> torch.Tensor:

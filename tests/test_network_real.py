@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.bench_attribution import photograph_patches
-from benchmarks.data import Dataset, load_dataset, load_mnist
-from benchmarks.models import cnn, mlp, train
-from benchmarks.published import load_network
+from benchmarks.data.datasets import Dataset, load_dataset, load_mnist
+from benchmarks.data.models import cnn, mlp, train
+from benchmarks.data.published import load_network
 from captum_nif import (
     FlowGraph,
     NIFAttribution,

@@ -4,7 +4,7 @@ import pytest
 from toy_models import mlp
 
 from captum_nif import EDGE, GaussianCopula, MixedKSG, NIFAttribution
-from captum_nif.options import DEFAULTS, PRESETS, chosen
+from captum_nif.flow.options import DEFAULTS, PRESETS, chosen
 
 
 def test_nothing_given_is_the_default():

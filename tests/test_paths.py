@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_graphs import EIGHTHS, dense, flow_graphs, paths
 
-from captum_nif.graph import FlowGraph, Layer, Link
-from captum_nif.paths import at_least_single, backward_sums, incoming_totals
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.graph.path_sums import at_least_single, backward_sums, incoming_totals
 
 
 @given(flow_graphs(), st.integers(1, 3), st.sampled_from([None, "layer", "node"]))

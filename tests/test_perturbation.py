@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from benchmarks.models import cnn, mlp
-from benchmarks.perturbation import draw_others, perturbation_curves, ranks
+from benchmarks.data.models import cnn, mlp
+from benchmarks.faithfulness.perturbation import draw_others, perturbation_curves, ranks
 
 
 def generator(seed: int = 0) -> torch.Generator:

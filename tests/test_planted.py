@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.models import accuracy, mlp, train
-from benchmarks.planted import planted_patch, planted_table
+from benchmarks.data.models import accuracy, mlp, train
+from benchmarks.data.planted import planted_patch, planted_table
 
 
 def test_the_table_is_decided_by_three_features_beside_copies_and_noise():

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_nif.labels import Labels, average, by_channel
-from captum_nif.recorder import Recorder
+from captum_nif.tracing.origins import Labels, average, by_channel
+from captum_nif.tracing.recorder import Recorder
 
 N = 3
 SHAPES = {1: (N,), 2: (N, 4), 3: (N, 5, 4), 4: (N, 4, 2, 6)}  # channels: 4, if any

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from toy_models import DenseNet, Net, ResNet, SqueezeExcitation, UNet, VisionTransformer
 
 from captum_nif import NIFAttribution
-from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.node_flow import path_flow
 from captum_nif.pruning import plot_pruning_curve, prune, pruning_curve
-from captum_nif.pruning.path_flow import path_flow
 from captum_nif.pruning.wiring import copied
-from captum_nif.tracing import trace
+from captum_nif.tracing.tracer import trace
 
 
 def graph_of(model, *shapes, weight=torch.rand, layers=None):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.data import load_mnist
-from benchmarks.photographs import PHOTOGRAPHS, load_photograph
-from benchmarks.published import NETWORKS, load_network
+from benchmarks.data.datasets import load_mnist
+from benchmarks.data.photographs import PHOTOGRAPHS, load_photograph
+from benchmarks.data.published import NETWORKS, load_network
 from captum_nif import MixedKSG, NIFAttribution
 
 K = 5

@@ -103,7 +103,7 @@ def test_the_digest_is_that_of_the_package_and_its_benchmarks(tmp_path):
         shutil.copytree(Path(module.__file__).parent, copy, ignore=ignored)
         copies.append(copy)
     assert digest_of_sources(*copies) == digest_of_sources()
-    for changed in ("captum_nif/estimators/cells.py", "benchmarks/models.py"):
+    for changed in ("captum_nif/estimators/cells.py", "benchmarks/data/models.py"):
         before = digest_of_sources(*copies)
         with (tmp_path / changed).open("a") as file:
             file.write("# changed\n")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from benchmarks.models import mlp, residual_cnn, seeded
-from benchmarks.sanity import (
+from benchmarks.data.models import mlp, residual_cnn, seeded
+from benchmarks.faithfulness.sanity import (
     infidelity,
     learned_modules,
     randomized,

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from captum_nif.graph import FlowGraph, Layer, Link
-from captum_nif.layers import stored_values
+from captum_nif.graph.elements import stored_values
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
 
 DTYPES = {
     torch.float16: torch.int16,

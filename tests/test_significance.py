@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captum_nif import MixedKSG
-from captum_nif.significance import (
+from captum_nif.flow.significance import (
     check_level,
     false_discovery,
     jackknife,
@@ -283,7 +283,7 @@ def test_classes_hold_variables_that_tie_alike(columns):
 def test_classes_of_more_variables_than_are_sorted_at_once(monkeypatch):
     x = torch.cat([variables(kind, 40, 5) for kind in KINDS], dim=1)
     whole = tie_classes(x)
-    monkeypatch.setattr("captum_nif.significance._BUDGET", 120)
+    monkeypatch.setattr("captum_nif.flow.significance._BUDGET", 120)
     parts = tie_classes(x)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[kind], parts[kind]) for kind in whole)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from random_graphs import dense, flow_graphs
 
-from captum_nif.graph import FlowGraph, Layer, Link
-from captum_nif.summary import flow_shares, summarize
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.summary import flow_shares, summarize
 
 
 def narrow_graph():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_nif import Layer
-from captum_nif.targets import target_nodes
+from captum_nif.flow.targets import target_nodes
 
 MAP = Layer("map", 12, "output", shape=(2, 3, 2))
 FLAT = Layer("fc", 5, "output")

@@ -31,8 +31,8 @@ from toy_models import (
     swish,
 )
 
-from benchmarks.published import NETWORKS, load_network
-from captum_nif.tracing import find_layers, trace
+from benchmarks.data.published import NETWORKS, load_network
+from captum_nif.tracing.tracer import find_layers, trace
 
 # --- links --------------------------------------------------------------------------
 

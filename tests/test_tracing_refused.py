@@ -22,7 +22,7 @@ from toy_models import (
     swish,
 )
 
-from captum_nif.tracing import trace
+from captum_nif.tracing.tracer import trace
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecated, but still met

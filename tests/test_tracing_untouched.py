@@ -22,7 +22,7 @@ from toy_models import (
     no_hooks_of_ours,
 )
 
-from captum_nif.tracing import trace
+from captum_nif.tracing.tracer import trace
 
 
 def state_of(model):

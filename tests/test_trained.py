@@ -3,9 +3,16 @@
 import pytest
 import torch
 
-from benchmarks.data import load_iris
-from benchmarks.models import accuracy, train
-from benchmarks.trained import DATASETS, IMAGES, NETWORKS, make_task, pairs, trained
+from benchmarks.data.datasets import load_iris
+from benchmarks.data.models import accuracy, train
+from benchmarks.data.trained import (
+    DATASETS,
+    IMAGES,
+    NETWORKS,
+    make_task,
+    pairs,
+    trained,
+)
 
 
 @pytest.fixture(scope="module")

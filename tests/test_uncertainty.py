@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from captum_nif import FlowGraph, MixedKSG, NIFAttribution
-from captum_nif.significance import jackknife, leave_groups_out, link_pvalues
+from captum_nif.flow.significance import jackknife, leave_groups_out, link_pvalues
 
 
 def net():

@@ -10,10 +10,11 @@ import scipy.stats
 import torch
 from torch import nn
 
-from benchmarks import uncertainty, uncertainty_errors
-from benchmarks.uncertainty import main
-from benchmarks.uncertainty_errors import Repeated, compare, make_case
-from benchmarks.uncertainty_links import (
+from benchmarks.uncertainty import __main__ as uncertainty
+from benchmarks.uncertainty import errors as uncertainty_errors
+from benchmarks.uncertainty.__main__ import main
+from benchmarks.uncertainty.errors import Repeated, compare, make_case
+from benchmarks.uncertainty.links import (
     KINDS,
     LAYERS,
     LEVELS,
@@ -26,7 +27,7 @@ from benchmarks.uncertainty_links import (
     linked_layers,
     zeros,
 )
-from benchmarks.uncertainty_tables import false_row, ratio, wilson
+from benchmarks.uncertainty.tables import false_row, ratio, wilson
 from captum_nif import GaussianCopula
 
 COPULA = GaussianCopula()

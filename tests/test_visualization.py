@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from random_graphs import dense, flow_graphs
 
-from captum_nif.centrality import betweenness_centrality
-from captum_nif.community import communities
-from captum_nif.export import PALETTE
-from captum_nif.graph import FlowGraph, Layer, Link
-from captum_nif.summary import flow_shares
-from captum_nif.visualization import plot_flow
+from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
+from captum_nif.network.centrality import betweenness_centrality
+from captum_nif.network.community import communities
+from captum_nif.network.export import PALETTE
+from captum_nif.network.summary import flow_shares
+from captum_nif.plotting.flow_figure import plot_flow
 
 WEAK, NEGATIVE = "#d0d5da", "#c0392b"
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_nif.tracing import trace
+from captum_nif.tracing.tracer import trace
 
 N = 6
 VECTOR, TOKENS, IMAGE = (N, 4), (N, 5, 4), (N, 1, 8, 8)

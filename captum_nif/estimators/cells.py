@@ -21,7 +21,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.blocks import blocks
+from captum_nif._blocks import blocks
 from captum_nif.estimators.marginals import SCORE_BITS, RankedVariables, normal_scores
 from captum_nif.estimators.terms import Sums, Values, fixed_point
 

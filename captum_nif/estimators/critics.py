@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from captum_nif.estimators.blocks import blocks
+from captum_nif._blocks import blocks
 
 _CHECKS = 12
 """How often, in one training, critics are tried on the samples they do not see."""

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_nif.estimators.base import Prepared, Progress
 from captum_nif.estimators.cells import (
     Grid,
     QueryCells,
@@ -23,7 +24,6 @@ from captum_nif.estimators.cells import (
     sum_blocks,
 )
 from captum_nif.estimators.marginals import RankedVariables, Variables
-from captum_nif.estimators.protocol import Prepared, Progress
 from captum_nif.estimators.samples import (
     check_count,
     check_vector,
@@ -73,7 +73,7 @@ class EDGE:
     :math:`2^{1 / (2 I)}` for a first estimate I, which diverges at 0.
 
     Cells are coarser than the nearest neighbours of
-    :class:`~captum_nif.estimators.MixedKSG`: strong dependence is underestimated (the
+    :class:`~captum_nif.MixedKSG`: strong dependence is underestimated (the
     mutual information of a continuous variable with itself grows with
     :math:`\tfrac14 \log N`), while PMI of single samples is less noisy. Over the 14
     kinds of pairs of ``benchmarks.bench_estimators``, at N = 100, 500 and 2000, its

@@ -16,10 +16,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.blocks import blocks
-from captum_nif.estimators.clouds import Cloud, Fit, correlation
+from captum_nif._blocks import blocks
+from captum_nif.estimators.base import Prepared, Progress
 from captum_nif.estimators.marginals import Variables
-from captum_nif.estimators.protocol import Prepared, Progress
+from captum_nif.estimators.moments import Cloud, Fit, correlation
 from captum_nif.estimators.samples import (
     Pair,
     check_count,
@@ -67,7 +67,7 @@ class GaussianCopula:
     :math:`-c_N`, about -1/(2N), at least. A constant variable has a PMI of exactly 0.
 
     This sees monotone dependence only: :math:`y = x^2` of a symmetric x has an r of 0,
-    and so has many a pair that :class:`~captum_nif.estimators.MixedKSG` finds. Of all
+    and so has many a pair that :class:`~captum_nif.MixedKSG` finds. Of all
     continuous pairs with these margins and this r, the Gaussian has the least mutual
     information, so I is a lower bound in spirit. Single values are extrapolated by the
     model, which makes them smooth where the pair is Gaussian and wrong where not. In

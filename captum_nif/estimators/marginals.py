@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.blocks import blocks
+from captum_nif._blocks import blocks
 from captum_nif.estimators.ranking import ranked, ranked_among
 
 Marginals = Literal["normal", "standard", "raw"]

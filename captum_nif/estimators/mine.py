@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.blocks import blocks
+from captum_nif._blocks import blocks
+from captum_nif.estimators.base import Prepared, Progress
 from captum_nif.estimators.critics import Trained, Training
 from captum_nif.estimators.marginals import (
     SCORE_BITS,
@@ -24,7 +25,6 @@ from captum_nif.estimators.marginals import (
     Variables,
     normal_scores,
 )
-from captum_nif.estimators.protocol import Prepared, Progress
 from captum_nif.estimators.samples import (
     check_vector,
     checked_query,
@@ -81,7 +81,7 @@ class MINE:
     queries against the others. Both follow the truth closely.
 
     **Time.** Training takes some 50 ms per pair of variables, a thousand times what
-    :class:`~captum_nif.estimators.MixedKSG` takes, and more for a pair alone. It is
+    :class:`~captum_nif.MixedKSG` takes, and more for a pair alone. It is
     done once for x and y that come from :meth:`prepare`, and in every call for tensors.
     What later calls need, about 10 kB per pair, is kept as long as x and y are, if it
     takes no more than 1 GiB in all (100,000 pairs).

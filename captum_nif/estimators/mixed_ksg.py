@@ -17,9 +17,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_nif.estimators import fast, gpu, plain
+from captum_nif.estimators import engine_cpu, engine_gpu, engine_plain
+from captum_nif.estimators.base import Prepared, Progress
 from captum_nif.estimators.marginals import Centres, Marginals, Variables
-from captum_nif.estimators.protocol import Prepared, Progress
 from captum_nif.estimators.samples import (
     Pair,
     check_vector,
@@ -334,7 +334,7 @@ class MixedKSG:
         """
         vectors, points = self._points(x, y, query)
         check_vector(vectors.size)
-        return self._pmi(plain.Whole(vectors), points, progress)[:, 0]
+        return self._pmi(engine_plain.Whole(vectors), points, progress)[:, 0]
 
     # ------------------------------------------------------------------------ inside
 
@@ -385,8 +385,8 @@ def _cube_root(count: int) -> int:
 
 def _engine_for(x: Centres, y: Centres, k: int) -> ModuleType:
     """The first engine that is for these points and this many neighbours."""
-    takers = (engine for engine in (fast, gpu) if engine.takes(x, y, k))
-    return next(takers, plain)
+    takers = (engine for engine in (engine_cpu, engine_gpu) if engine.takes(x, y, k))
+    return next(takers, engine_plain)
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.blocks import blocks
+from captum_nif._blocks import blocks
 from captum_nif.estimators.parallel import in_threads
 
 _BUDGET = 1 << 22

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_nif.estimators.base import Prepared
 from captum_nif.estimators.marginals import Marginals, Variables, prepare_variables
-from captum_nif.estimators.protocol import Prepared
 
 Pair = tuple[Variables, Variables]
 """The same samples of the variables x and of the variables y."""

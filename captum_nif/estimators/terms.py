@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.protocol import Progress
+from captum_nif.estimators.base import Progress
 
 FIXED_POINT = 1 << 36
 """One nat in the integer units of terms. Sums of integers are exact, so a mean does not

@@ -10,9 +10,9 @@ from captum._utils.progress import progress
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from captum_nif.activations import run_population
-from captum_nif.checks import check_inputs, check_sizes
-from captum_nif.graph import FlowGraph
+from captum_nif.flow.checks import check_inputs, check_sizes
+from captum_nif.flow.population import run_population
+from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.pruning.masking import Level, find_units
 from captum_nif.pruning.units import (
     Units,

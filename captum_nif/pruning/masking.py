@@ -7,12 +7,12 @@ from typing import Literal, get_args
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from captum_nif.checks import warn
-from captum_nif.graph import FlowGraph
+from captum_nif.flow.checks import warn
+from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.pruning.prunable import check_sizes, connections, nodes
 from captum_nif.pruning.units import Units, count_of, lowest
 from captum_nif.pruning.wiring import Example, copied, wiring
-from captum_nif.tracing import find_layers
+from captum_nif.tracing.tracer import find_layers
 
 Level = Literal["link", "node"]
 

@@ -24,9 +24,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from captum_nif.graph import FlowGraph
-from captum_nif.layers import Layer
-from captum_nif.pruning.path_flow import path_flow
+from captum_nif.graph.elements import Layer
+from captum_nif.graph.flow_graph import FlowGraph
+from captum_nif.network.node_flow import path_flow
 from captum_nif.pruning.units import (
     Entries,
     Name,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_nif.layers import Layer
+from captum_nif.graph.elements import Layer
 
 Name = tuple[str, str]
 """A parameter: the path of its module, and its name there."""

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from captum_nif.checks import check_inputs
-from captum_nif.graph import FlowGraph
-from captum_nif.labels import on_axis
-from captum_nif.layers import Layer
-from captum_nif.modules import LAYER_TYPES
+from captum_nif.flow.checks import check_inputs
+from captum_nif.graph.elements import Layer
+from captum_nif.graph.flow_graph import FlowGraph
+from captum_nif.tracing.modules import LAYER_TYPES
+from captum_nif.tracing.origins import on_axis
 
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers that have a weight, or a kernel, for every pair of a column and a node."""

@@ -1,0 +1,1 @@
+"""Data sets and networks that the benchmarks share."""

@@ -1,0 +1,1 @@
+"""Do attributions foretell what the model does when inputs are taken away?"""

@@ -1,0 +1,1 @@
+"""The paper's comparison with SHAP and Integrated Gradients (Table 1)."""

@@ -1,0 +1,1 @@
+"""Do p-values and standard errors hold what they promise?"""

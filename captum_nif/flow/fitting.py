@@ -1,0 +1,257 @@
+r"""A model and the rule that weighs its links: from samples to what explains them.
+
+A :class:`Basis` is what an explanation stands on: the population that probabilities are
+estimated from, and the flow that it gives. It comes from a background, or from the very
+batch that is explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from captum._utils.progress import progress
+from torch import Tensor, nn
+
+from captum_nif.flow.checks import (
+    check_inputs,
+    check_own_population,
+    check_same,
+    warn_if_training,
+)
+from captum_nif.flow.feature_groups import FeatureGroups, feature_groups
+from captum_nif.flow.independent_inputs import affordable, draw, receptive_fields
+from captum_nif.flow.information import Flow
+from captum_nif.flow.link_weights import LinkRule
+from captum_nif.flow.options import Inputs, Scale
+from captum_nif.flow.path_analysis import CorrelationFlow
+from captum_nif.flow.population import (
+    Background,
+    Batches,
+    Modules,
+    Population,
+    averaged,
+    batches_of,
+    channel_averages,
+    cut,
+    places,
+    run_population,
+)
+from captum_nif.flow.significance import leave_groups_out
+from captum_nif.graph.elements import Layer
+from captum_nif.tracing.record import Nodes
+
+FeatureMask = Tensor | tuple[Tensor, ...]
+
+
+class Basis(NamedTuple):
+    """The population that probabilities are estimated from, and the flow it gives."""
+
+    population: Population
+    flow: Flow
+    is_batch: bool = False
+    """Whether each sample of the batch that is explained is compared with the rest."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model, with what are its nodes and how its links are weighed.
+
+    Args:
+        model (Module): the trained network.
+        layers (list of str or Module, optional): see
+            :func:`captum_nif.tracing.tracer.find_layers`.
+        rule (LinkRule): how a link's weight is computed.
+        scale (str): of the weights: ``"nats"``, or signed Linfoot ``"correlation"``.
+        nodes (str): of hidden layers: ``"channel"`` averages, or every ``"neuron"``.
+        inputs (str): what layers are fed: ``"observed"`` values, or ``"independent"``.
+        draws (int): how many independent inputs are drawn.
+        seed (int): of these draws.
+    """
+
+    model: nn.Module
+    layers: Modules
+    rule: LinkRule
+    scale: Scale = "nats"
+    nodes: Nodes = "channel"
+    inputs: Inputs = "observed"
+    draws: int = 4096
+    seed: int = 0
+
+    def of_background(
+        self,
+        background: Background,
+        extra: tuple[Any, ...],
+        feature_mask: FeatureMask | None,
+        size: int,
+        bar: bool,
+    ) -> Basis:
+        """A background as basis; ``size`` samples at a time run through the model."""
+        warn_if_training(self.model)
+        batches = batches_of(self.model, background, extra, size, bar)
+        population = self._run(batches, "the background")
+        self._check_size(population, "The background")
+        return Basis(population, self.flow(population, feature_mask, bar))
+
+    def of_batch(
+        self,
+        samples: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        feature_mask: FeatureMask | None,
+        size: int,
+    ) -> Basis:
+        """The batch that is explained as basis, each sample against the others."""
+        warn_if_training(self.model)
+        check_inputs(self.model, samples, "the batch")
+        check_own_population(samples)
+        batches = cut(samples, extra, size)
+        population = self._run(batches, "the batch")
+        self._check_size(population, "The batch")
+        flow = self.flow(population, feature_mask)
+        return Basis(population, flow, is_batch=self.inputs == "observed")
+
+    def _run(self, batches: Batches, what: str) -> Population:
+        # what is drawn are the values of neurons
+        nodes: Nodes = "neuron" if self.inputs == "independent" else self.nodes
+        return run_population(self.model, batches, self.layers, what, nodes)
+
+    def _check_size(self, population: Population, what: str) -> None:
+        """Refuses fewer samples than the estimator can work with."""
+        estimator = self.rule.estimator
+        if population.size < estimator.min_samples:
+            raise ValueError(
+                f"{what} has {population.size} samples, and {estimator!r} needs at "
+                f"least {estimator.min_samples}: give more samples, or choose an "
+                "estimator (or its options) for so few."
+            )
+
+    def flow(
+        self,
+        population: Population,
+        feature_mask: FeatureMask | None,
+        bar: bool = False,
+    ) -> Flow:
+        """The flow that a population gives, by features or by groups of them."""
+        groups: dict[str, FeatureGroups] = {}
+        if feature_mask is not None:
+            groups = feature_groups(feature_mask, population.inputs)
+        fields = {}
+        if self.inputs == "independent":
+            affordable(population, self.draws)  # before what may take long
+        if self.nodes == "neuron":
+            fields = receptive_fields(self.model, population, self.seed)
+            fields = {ends: x for ends, x in fields.items() if ends[0] not in groups}
+        return self._flow(population, groups, fields, None, bar)
+
+    def flows_without_groups(
+        self, basis: Basis, groups: int, seed: int
+    ) -> Iterator[Flow]:
+        """The flows without each of some groups of samples, for a jackknife.
+
+        Independent inputs are drawn anew from the samples that are left, as close to
+        the basis's own as can be. What chance adds to these is uncertain too: with each
+        group of samples one of draws is left out, so that either counts once.
+        """
+        population, flow = basis.population, basis.flow
+        left: Iterable[Tensor | None] = [None] * groups
+        if self.inputs == "independent":
+            left = leave_groups_out(affordable(population, self.draws), groups, seed)
+        rest = leave_groups_out(population.size, groups, seed)
+        for kept, draws in zip(rest, left, strict=True):
+            part = population.subset(kept)
+            self._check_size(part, f"The background without one of {groups} groups")
+            yield self._flow(part, flow.groups, flow.fields, draws)
+
+    def _flow(
+        self,
+        population: Population,
+        groups: Mapping[str, FeatureGroups],
+        fields: Mapping[tuple[str, str], Tensor],
+        draws: Tensor | None,
+        bar: bool = False,
+    ) -> Flow:
+        """The flow of a population, from these of its draws."""
+        kind = CorrelationFlow if self.scale == "correlation" else Flow
+        if self.inputs == "observed":
+            values = population.values
+            return kind(population.structure, values, self.rule, groups, None, fields)
+        together = {name: group.members for name, group in groups.items()}
+        if self.nodes == "channel":
+            for layer in population.structure.layers:
+                if layer.kind == "hidden":
+                    of_channel = torch.arange(layer.shape[0])
+                    members = of_channel.repeat_interleave(places(layer))
+                    together[layer.name] = members
+        total = affordable(population, self.draws)
+        with progress(
+            desc="NIF independent inputs", total=total, disable=not bar
+        ) as drawn:
+            found = draw(
+                self.model,
+                population,
+                self.draws,
+                self.seed,
+                together,
+                drawn.update,
+                draws,
+            )
+        structure, given, fed = population.structure, found.given, found.fed
+        if self.nodes == "channel":
+            given, fed = (channel_averages(structure, x) for x in (given, fed))
+            structure = averaged(structure)
+        return kind(structure, given, self.rule, groups, fed, fields)
+
+    def query(
+        self,
+        basis: Basis,
+        samples: tuple[Tensor, ...],
+        extra: tuple[Any, ...],
+        size: int,
+    ) -> Mapping[str, Tensor] | None:
+        """Node values of the samples explained; None where they are the population."""
+        if basis.is_batch:
+            return None
+        found = self._run(cut(samples, extra, size), "the samples")
+        check_same(basis.population.structure, found.structure, "the samples")
+        return self._of_nodes(found)
+
+    def own_query(self, basis: Basis) -> Mapping[str, Tensor] | None:
+        """Node values of the population; None where its samples explain each other."""
+        if self.inputs == "observed":
+            return None
+        return self._of_nodes(basis.population)
+
+    def _of_nodes(self, population: Population) -> Mapping[str, Tensor]:
+        if self.nodes == "channel":
+            return channel_averages(population.structure, population.values)
+        return population.values
+
+    def end(self, basis: Basis, layer: object) -> Layer:
+        """The layer whose nodes are explained: by name, by module, or the output."""
+        structure = basis.population.structure
+        if self.nodes == "channel":
+            structure = averaged(structure)
+        if layer is None:
+            return structure.output
+        if isinstance(layer, nn.Module):
+            paths = {m: path or "model" for path, m in self.model.named_modules()}
+            if layer not in paths:
+                raise ValueError(
+                    f"`layer` is a {type(layer).__name__} outside the model: name one "
+                    "of the model's modules."
+                )
+            layer = paths[layer]
+        if not isinstance(layer, str):
+            raise TypeError(
+                "`layer` must be the name of a layer or a module, got "
+                f"{type(layer).__name__}."
+            )
+        found = structure.layer(layer)
+        if found.kind == "input":
+            raise ValueError(
+                f"`layer` is the input {layer!r}: information flows from it, not to "
+                "it. Name a hidden layer or the output."
+            )
+        return found

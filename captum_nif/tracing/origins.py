@@ -1,0 +1,246 @@
+r"""Where every element of a tensor comes from: its sample and its channel.
+
+Between two layers a model may reshape, permute, pool, slice or rescale a tensor in any
+way that Python allows. To average such a tensor per sample and channel, one must know
+which elements belong to which pair: :class:`Labels` says so, and
+:mod:`captum_nif.tracing.provenance` carries labels from the arguments of a torch
+function to its results.
+
+Labels count from 1; 0 means "of no sample" or "of no channel" (padding, constants, a
+mean over all channels) and agrees with everything. A label tensor has the rank of the
+tensor that it labels, and extent 1 along the axes where it is constant, so that the
+labels of large maps cost next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The sample (``rows``) and the channel of each element of a tensor.
+
+    Args:
+        shape (torch.Size): shape of the labelled tensor.
+        rows (Tensor or None): sample of each element, broadcastable to ``shape``. None:
+            samples were mixed, see ``lost``.
+        channels (Tensor or None): the same for channels. None: channels were mixed.
+        lost (str): what mixed the samples.
+    """
+
+    shape: torch.Size
+    rows: Tensor | None
+    channels: Tensor | None = None
+    lost: str = ""
+
+    def in_order(self) -> bool:
+        """Whether sample i is what stands at place i of the first axis."""
+        if self.rows is None or not self.shape:
+            return False
+        counted = torch.arange(1, self.shape[0] + 1, device=self.rows.device)
+        line = collapse(self.rows, range(1, self.rows.dim()))
+        return line is not None and torch.equal(line.flatten().long(), counted)
+
+    def pairs(self, n_channels: int) -> Tensor | None:
+        """Flat index ``row * n_channels + channel`` per element, -1 for neither."""
+        if self.rows is None or self.channels is None:
+            return None
+        rows, channels = self.rows.long(), self.channels.long()
+        index = (rows - 1) * n_channels + channels - 1
+        index = torch.where((rows > 0) & (channels > 0), index, -1)
+        return index.expand(self.shape).flatten()
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the tensor is [N, C, ...] with samples and channels in order."""
+        if self.channels is None or len(self.shape) < 2 or not self.in_order():
+            return False
+        line = collapse(self.channels, [0, *range(2, self.channels.dim())])
+        counted = torch.arange(1, self.shape[1] + 1, device=self.channels.device)
+        return line is not None and torch.equal(line.flatten().long(), counted)
+
+    def order(self, n_rows: int, n_channels: int) -> Tensor | None:
+        """Flat positions that sort the elements by (sample, channel), or None.
+
+        None when some pair does not appear as often as the others: such a tensor no
+        longer holds every channel of every sample.
+        """
+        key = (n_rows, n_channels)
+        if key not in self._orders:
+            self._orders[key] = self._order(n_rows, n_channels)
+        return self._orders[key]
+
+    @cached_property
+    def _orders(self) -> dict[tuple[int, int], Tensor | None]:
+        return {}
+
+    def _order(self, n_rows: int, n_channels: int) -> Tensor | None:
+        index = self.pairs(n_channels)
+        if index is None:
+            return None
+        positions = torch.nonzero(index >= 0).flatten()
+        index = index[positions]
+        counts = torch.bincount(index, minlength=n_rows * n_channels)
+        if counts.numel() != n_rows * n_channels or bool((counts != counts[0]).any()):
+            return None
+        if counts[0] == 0:
+            return None
+        return positions[torch.argsort(index, stable=True)]
+
+
+def by_channel(
+    x: Tensor, labels: Labels, n_rows: int, n_channels: int
+) -> Tensor | None:
+    """Elements of ``x`` by sample and channel, [n_rows, n_channels, places], or None.
+
+    None when ``x`` does not hold every channel of every sample equally often. Within a
+    channel they stand in the tensor's own order.
+    """
+    if x.shape[:2] == (n_rows, n_channels) and labels.is_plain:
+        return x.reshape(n_rows, n_channels, -1)
+    order = labels.order(n_rows, n_channels)
+    if order is None:
+        return None
+    return x.flatten()[order].view(n_rows, n_channels, -1)
+
+
+def overwrite(x: Tensor, labels: Labels, grouped: Tensor) -> None:
+    """Writes elements back where :func:`by_channel` found them, in place."""
+    if x.shape[:2] == grouped.shape[:2] and labels.is_plain:
+        x.copy_(grouped.reshape(x.shape))
+        return
+    order = labels.order(*grouped.shape[:2])
+    flat = x.flatten()
+    flat[order] = grouped.to(x.dtype).flatten()
+    x.copy_(flat.view(x.shape))
+
+
+def average(grouped: Tensor) -> Tensor:
+    """Mean over places, [N, C], of elements by sample and channel, [N, C, places].
+
+    It is taken in double precision and in the order of the places, so that a reshaped
+    tensor has bitwise the mean of the original.
+    """
+    if grouped.shape[-1] == 1:
+        mean = grouped[..., 0].clone()
+    elif grouped.device.type == "mps":  # Apple's GPUs have no double precision
+        mean = grouped.float().mean(-1)
+    else:
+        mean = grouped.mean(-1, dtype=torch.float64)
+    return mean.to(float_dtype(grouped))
+
+
+def float_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the values of nodes: that of the tensor, or single precision."""
+    return x.dtype if x.is_floating_point() else torch.float32
+
+
+def lost(shape: torch.Size, why: str) -> Labels:
+    """Labels of a tensor whose samples cannot be told apart."""
+    return Labels(shape, None, None, why)
+
+
+def batch_labels(x: Tensor) -> Labels:
+    """Labels of a model input: axis 0 is the sample."""
+    rows = torch.arange(1, x.shape[0] + 1, device=x.device, dtype=torch.float32)
+    return Labels(x.shape, on_axis(rows, 0, x.dim()))
+
+
+# --- the algebra of label tensors -----------------------------------------------------
+
+
+def collapse(labels: Tensor, dims: Iterable[int]) -> Tensor | None:
+    """Labels with extent 1 along ``dims``; None where they are not constant there."""
+    dims = [d for d in dims if labels.size(d) > 1]
+    if not dims:
+        return labels
+    top = labels.amax(dims, keepdim=True)
+    return top if bool(((labels == top) | (labels == 0)).all()) else None
+
+
+def compact(labels: Tensor) -> Tensor:
+    """The same labels with extent 1 along every axis where they repeat themselves."""
+    for d in reversed(range(labels.dim())):  # maps first: they shrink the most
+        if labels.size(d) > 1:
+            first = labels.narrow(d, 0, 1)
+            if labels.stride(d) == 0 or bool((labels == first).all()):
+                labels = first
+    # a slice of a large tensor would keep all of it alive
+    return labels.clone(memory_format=torch.contiguous_format)
+
+
+def merge(labels: Sequence[Tensor]) -> Tensor | None:
+    """Labels that agree with all (0 agrees with any); None where they differ."""
+    merged = labels[0]
+    for other in labels[1:]:
+        if other is merged:
+            continue
+        a, b = torch.broadcast_tensors(merged, other)
+        if bool(((a != b) & (a > 0) & (b > 0)).any()):
+            return None
+        if a.shape != merged.shape or bool((b > a).any()):
+            merged = torch.maximum(a, b)
+    return merged
+
+
+def on_axis(line: Tensor, axis: int, rank: int) -> Tensor:
+    """A 1-d label tensor laid along one axis of a tensor of that rank."""
+    return line.view([-1 if d == axis else 1 for d in range(rank)])
+
+
+def sample_axes(labels: Labels) -> list[int]:
+    """The axes along which the sample changes."""
+    rows = labels.rows
+    if rows is None:
+        return []
+    return [d for d in range(rows.dim()) if collapse(rows, [d]) is None]
+
+
+def samples_along(known: Sequence[Labels], axis: int | None = None) -> Tensor | None:
+    """The samples along the one axis where those of all of ``known`` change.
+
+    Args:
+        known (Sequence of Labels): none of them lost.
+        axis (int, optional): the only axis where they may change. Default: any, if it
+            is the same for all of them.
+
+    Returns:
+        Tensor or None: 1-d row labels, one element if no sample changes anywhere. None
+        if the samples change along other axes, or differ between ``known``.
+    """
+    axes = {a for labels in known for a in sample_axes(labels)}
+    if len(axes) > 1 or (axis is not None and axes - {axis}):
+        return None
+    lines = []
+    for labels in known:
+        assert labels.rows is not None
+        line = collapse(labels.rows, set(range(labels.rows.dim())) - axes)
+        if line is None:
+            return None
+        lines.append(line.flatten())
+    lengths = {line.numel() for line in lines} - {1}
+    return merge(lines) if len(lengths) <= 1 else None
+
+
+def rewritten(seen: Tensor, written: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Labels of ``seen``, [*seen.shape], after ``written`` overwrote shared memory.
+
+    Args:
+        seen (Tensor): a tensor labelled ``old``.
+        written (Tensor): a tensor on the same memory, now labelled ``new``.
+        old (Tensor): broadcastable to ``seen.shape``.
+        new (Tensor): broadcastable to ``written.shape``.
+    """
+    size = seen.untyped_storage().nbytes() // seen.element_size()
+    places = torch.arange(size, device=seen.device)
+    memory = torch.zeros(size, device=seen.device)
+    for x, labels in ((seen, old), (written, new)):
+        at = places.as_strided(x.shape, x.stride(), x.storage_offset())
+        memory[at] = labels.expand(x.shape)
+    return memory.as_strided(seen.shape, seen.stride(), seen.storage_offset()).clone()
