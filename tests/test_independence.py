@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import N, Net, no_hooks_of_ours
 
-from captum_nif import NIFAttribution, independence
+from captum_nif import NIFAttribution
+from captum_nif.flow import independent_inputs
 from captum_nif.flow.independent_inputs import affordable, draw, receptive_fields
 from captum_nif.flow.population import Population, batches_of, run_population
 from captum_nif.graph.elements import Layer
@@ -399,7 +400,7 @@ def test_too_many_neurons_for_memory():
 
 
 def test_a_network_too_large_is_refused_before_work_begins(monkeypatch):
-    monkeypatch.setattr(independence, "_BUDGET", 1 << 18)
+    monkeypatch.setattr(independent_inputs, "_BUDGET", 1 << 18)
     model, passes = cnn(), []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     nif = NIFAttribution(model, preset="faithful")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_nif._compile import kernel
-from captum_nif.estimators import MixedKSG, fast, marginals, plain
+from captum_nif.estimators import MixedKSG, engine_cpu, engine_plain, marginals
 from captum_nif.estimators.kernels import lanes
 from captum_nif.estimators.kernels.scan import NOWHERE, nowhere
 from captum_nif.estimators.parallel import in_threads
@@ -25,7 +25,7 @@ from captum_nif.estimators.parallel import in_threads
 @contextmanager
 def plain_engine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "takes", lambda *points: False)
+        patch.setattr(engine_cpu, "takes", lambda *points: False)
         yield
 
 
@@ -88,7 +88,7 @@ def test_engines_agree_for_many_neighbours(k):
         assert torch.equal(quick[1], ksg.pmi(x[5:], x[5:], query=(x[:5], x[:5])))
 
 
-@pytest.mark.parametrize("capacity", fast.CAPACITIES)
+@pytest.mark.parametrize("capacity", engine_cpu.CAPACITIES)
 def test_lists_keep_the_smallest_in_order(capacity):
     @kernel
     def listed(values, capacity, empty, lists):
@@ -124,10 +124,10 @@ def test_the_plain_engine_takes_what_the_fast_one_leaves():
     assert torch.equal(MixedKSG(100).mi(scores, x), MixedKSG(100).mi(2 * scores, x))
     ranked = marginals.prepare_variables(x, "normal").leave_one_out()
     raw = marginals.prepare_variables(x, "raw").leave_one_out()
-    assert fast.takes(ranked, ranked, 10)
-    assert not fast.takes(ranked, ranked, 100)
-    assert fast.takes(raw, raw, 100)
-    assert not fast.takes(plain.Whole(raw), raw, 10)
+    assert engine_cpu.takes(ranked, ranked, 10)
+    assert not engine_cpu.takes(ranked, ranked, 100)
+    assert engine_cpu.takes(raw, raw, 100)
+    assert not engine_cpu.takes(engine_plain.Whole(raw), raw, 10)
 
 
 def test_engines_agree_where_ranks_outgrow_16_bits():
@@ -161,8 +161,10 @@ def two_threads() -> Iterator[None]:
 def test_threads_change_nothing(two_threads, monkeypatch):
     x = variables(60, np.random.default_rng(0))
     queries = x[:7], x[:7]
-    monkeypatch.setattr(fast, "_SIDE", 3)
-    monkeypatch.setattr(fast, "_RESULTS", 100)  # so that every kernel has many blocks
+    monkeypatch.setattr(engine_cpu, "_SIDE", 3)
+    monkeypatch.setattr(
+        engine_cpu, "_RESULTS", 100
+    )  # so that every kernel has many blocks
 
     def everything() -> tuple[Tensor, ...]:
         ksg = MixedKSG(5)
@@ -193,7 +195,7 @@ def test_progress_adds_up():
 
 
 def test_an_interrupt_stops_the_work(two_threads, monkeypatch):
-    monkeypatch.setattr(fast, "_SIDE", 1)
+    monkeypatch.setattr(engine_cpu, "_SIDE", 1)
     x = variables(50, np.random.default_rng(0))
     steps: list[int] = []
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_nif.estimators import MixedKSG, fast, gpu
+from captum_nif.estimators import MixedKSG, engine_cpu, engine_gpu
 
 SCALES = ["normal", "raw"]
 """Exact distances, and others; all else about a scale is up to the points."""
@@ -62,9 +62,12 @@ def _process(prepare: Callable[..., None], *given: str) -> Iterator[Run]:
 def _interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
-    fast.takes = lambda *points: False
-    gpu.takes = lambda *points: True
-    gpu._BUDGET, gpu._SIDE = 40, 2  # many blocks, of two variables of y at most
+    engine_cpu.takes = lambda *points: False
+    engine_gpu.takes = lambda *points: True
+    engine_gpu._BUDGET, engine_gpu._SIDE = (
+        40,
+        2,
+    )  # many blocks, of two variables of y at most
 
 
 def _compile_into(folder: str) -> None:
@@ -91,7 +94,7 @@ def of_the_vector(
 def assert_agrees(run: Run, function: Callable[..., Tensor], *given: Any) -> None:
     found = run(function, *given)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "takes", lambda *points: False)
+        patch.setattr(engine_cpu, "takes", lambda *points: False)
         assert torch.equal(found, function(*given))
 
 
@@ -183,19 +186,19 @@ def test_nothing_to_explain(interpreted):
 
 @needs_triton
 def test_trusted_where_right_about_a_small_problem(interpreted):
-    assert interpreted(gpu._works, torch.device("cpu"))
+    assert interpreted(engine_gpu._works, torch.device("cpu"))
 
 
 def wrong_by_one() -> bool:
-    right = gpu.pmi_blocks
+    right = engine_gpu.pmi_blocks
 
     def wrong(*given: Any) -> Iterator[Any]:
         for *where, pmi in right(*given):
             yield *where, pmi + 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "pmi_blocks", wrong)
-        return gpu._works.__wrapped__(torch.device("cpu"))
+        patch.setattr(engine_gpu, "pmi_blocks", wrong)
+        return engine_gpu._works.__wrapped__(torch.device("cpu"))
 
 
 @needs_triton
@@ -206,25 +209,25 @@ def test_not_trusted_where_wrong(interpreted):
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton finds the GPU")
 def test_not_trusted_where_triton_has_no_driver(compiling, capfd):
-    assert not compiling(gpu._works, torch.device("cpu"))
+    assert not compiling(engine_gpu._works, torch.device("cpu"))
     assert capfd.readouterr() == ("", "")
 
 
 def test_not_trusted_without_triton(monkeypatch):
     kernels = "captum_nif.estimators.kernels.triton_plane"
     monkeypatch.setitem(sys.modules, kernels, None)
-    assert not gpu._works.__wrapped__(torch.device("cpu"))
+    assert not engine_gpu._works.__wrapped__(torch.device("cpu"))
 
 
 def test_for_points_on_a_gpu_as_far_as_its_registers_reach(monkeypatch):
-    monkeypatch.setattr(gpu, "_works", lambda device: device.index == 0)
+    monkeypatch.setattr(engine_gpu, "_works", lambda device: device.index == 0)
 
     def takes(device: str, others: int) -> bool:
         points: Any = SimpleNamespace(device=torch.device(device), others=others)
-        return gpu.takes(points, points, 3)
+        return engine_gpu.takes(points, points, 3)
 
-    assert takes("cuda:0", gpu.LARGEST - 1)
-    assert not takes("cuda:0", gpu.LARGEST)
+    assert takes("cuda:0", engine_gpu.LARGEST - 1)
+    assert not takes("cuda:0", engine_gpu.LARGEST)
     assert not takes("cuda:1", 100)
     assert not takes("cpu", 100)
 
@@ -281,7 +284,7 @@ def test_on_a_gpu_as_on_the_cpu(n, k, scale):
     on_gpu = x.cuda()
     ksg = MixedKSG(k, "corrected", scale)
     points = ksg.prepare(on_gpu).leave_one_out()
-    assert gpu.takes(points, points, k)
+    assert engine_gpu.takes(points, points, k)
     assert torch.equal(ksg.mi(on_gpu, on_gpu).cpu(), ksg.mi(x, x))
     rest, few = x[: n - 1], x[n - 1 :]
     fewer = ksg.with_k(min(k, n - 1))

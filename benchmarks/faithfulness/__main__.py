@@ -3,10 +3,10 @@
     python -m benchmarks.faithfulness --dataset digits iris --trainings 5
 
 NIF beside Captum's methods (:mod:`benchmarks.faithfulness.methods`), each network
-trained several times: deletion and insertion, infidelity, sensitivity, randomised weights, relevant
-features where they are known, and processor time. An interrupted run goes on where it
-stopped: results are kept in ``faithfulness.json`` of the result folder, and used again
-while settings and sources are the same.
+trained several times: deletion and insertion, infidelity, sensitivity, randomized
+weights, relevant features where they are known, and processor time. An interrupted run
+goes on where it stopped: results are kept in ``faithfulness.json`` of the result
+folder, and used again while settings and sources are the same.
 """
 
 from __future__ import annotations
