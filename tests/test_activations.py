@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from captum_nif.flow.batches import batches_of, cut
+from captum_nif.flow.fingerprint import fingerprint
 from captum_nif.flow.population import (
     Population,
     averaged,
-    batches_of,
     channel_averages,
     check_samples,
-    cut,
-    fingerprint,
     places,
     run_population,
 )

@@ -417,7 +417,10 @@ def test_additional_forward_args_follow_the_samples():
     passed = nif_of(model).fit((x, z), additional_forward_args=(offset, 2.0))
     rows = slice(5, 9)
     found = passed.attribute(
-        (x[rows], z[rows]), 1, (offset[rows], 2.0), internal_batch_size=2
+        (x[rows], z[rows]),
+        1,
+        additional_forward_args=(offset[rows], 2.0),
+        internal_batch_size=2,
     )
     # ranks of x * 2 + offset are not those of x, so only hidden links are comparable
     other = baked.flow((x[rows] * 2.0 + offset[rows], z[rows]))
@@ -426,7 +429,9 @@ def test_additional_forward_args_follow_the_samples():
         assert torch.equal(a.links[-1].weight, b.links[-1].weight)
     sums = torch.stack([g.normalized("node").path_sums(1) for g in same])
     torch.testing.assert_close(torch.cat(found, 1), sums, rtol=1e-12, atol=1e-14)
-    shifted = passed.attribute((x[rows], z[rows]), 1, (offset[rows] + 1.0, 2.0))
+    shifted = passed.attribute(
+        (x[rows], z[rows]), 1, additional_forward_args=(offset[rows] + 1.0, 2.0)
+    )
     assert not torch.equal(shifted[0], found[0])
 
 

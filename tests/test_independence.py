@@ -10,8 +10,9 @@ from toy_models import N, Net, no_hooks_of_ours
 
 from captum_nif import NIFAttribution
 from captum_nif.flow import independent_inputs
+from captum_nif.flow.batches import batches_of
 from captum_nif.flow.independent_inputs import affordable, draw, receptive_fields
-from captum_nif.flow.population import Population, batches_of, run_population
+from captum_nif.flow.population import Population, run_population
 from captum_nif.graph.elements import Layer
 from captum_nif.tracing.dataflow import Structure
 
@@ -419,10 +420,10 @@ class LastState(nn.Module):
         return self.fc(self.lstm(x)[1][0][-1])
 
 
-@pytest.mark.parametrize("options", [{"inputs": "independent"}, {"nodes": "neuron"}])
+@pytest.mark.parametrize("options", [{"sampling": "independent"}, {"nodes": "neuron"}])
 def test_states_apart_from_the_sequence_are_refused(options):
     nif = NIFAttribution(LastState(), **options)
-    advice = "inputs='observed' and nodes='channel'"
+    advice = "sampling='observed' and nodes='channel'"
     with pytest.raises(NotImplementedError, match=f"'lstm' hands on several.*{advice}"):
         nif.fit(torch.randn(40, 4, 3))
     assert not nif.is_fitted
@@ -456,7 +457,7 @@ def test_another_path_for_independent_inputs_is_refused(other):
     model = Net(run, a=nn.Linear(2, 3), b=nn.Linear(3, 2))
     x = torch.randn(200, 1).expand(-1, 2).clone()
     with pytest.raises((ValueError, NotImplementedError)) as caught:
-        NIFAttribution(model, inputs="independent").fit(x)
+        NIFAttribution(model, sampling="independent").fit(x)
     assert "path" in str(caught.value) or "independent inputs" in str(caught.value)
 
 

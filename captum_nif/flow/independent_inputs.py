@@ -133,7 +133,7 @@ def affordable(population: Population, draws: int) -> int:
         raise ValueError(
             f"A sample of all {neurons:,} neurons takes {row:,} bytes, so only {most} "
             f"draws fit in {_BUDGET >> 30} GiB: too few to estimate links from. Use "
-            "inputs='observed' and nodes='channel', or name fewer `layers`."
+            "sampling='observed' and nodes='channel', or name fewer `layers`."
         )
     return min(draws, most)
 
@@ -211,7 +211,7 @@ class _Feeder:
                 raise NotImplementedError(
                     f"The layer {layer.name!r} hands on several tensors, or one that "
                     "not all its readers take, so its values cannot be exchanged for "
-                    "independent ones: use inputs='observed' and nodes='channel'."
+                    "independent ones: use sampling='observed' and nodes='channel'."
                 )
 
     def is_read(self, name: str) -> bool:
@@ -235,13 +235,13 @@ class _Feeder:
                 raise
             raise NotImplementedError(
                 f"The model does not run with independent inputs ({error}): use "
-                "inputs='observed' and nodes='channel'."
+                "sampling='observed' and nodes='channel'."
             ) from error
         check_same(population.structure, found.structure, "independent inputs")
         if found.places != population.places:
             raise NotImplementedError(
                 "With independent inputs the model took another path through its "
-                "functions than for the background: use inputs='observed' and "
+                "functions than for the background: use sampling='observed' and "
                 "nodes='channel'."
             )
         return found

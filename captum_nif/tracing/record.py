@@ -169,7 +169,7 @@ class Record:
         except RuntimeError as error:
             raise NotImplementedError(
                 f"The values of the layer {source.name!r} cannot be exchanged for "
-                f"independent ones ({error}): use inputs='observed'."
+                f"independent ones ({error}): use sampling='observed'."
             ) from error
 
     def settle(self, x: Tensor) -> None:
