@@ -26,7 +26,7 @@ from captum_nif.flow.checks import (
     check_sizes,
     warn_if_training,
 )
-from captum_nif.flow.fingerprint import fingerprint
+from captum_nif.flow.fingerprint import Fingerprint, fingerprint
 from captum_nif.flow.fitting import Basis, FeatureMask, Setup
 from captum_nif.flow.information import Flow, Tick, no_tick
 from captum_nif.flow.link_weights import Relevance
@@ -208,7 +208,7 @@ class NIFAttribution(Attribution):
         self._preset = preset
         self._options = chosen(preset, self._given)
         super().__init__(forward_func)
-        self._fitted: tuple[Basis, int] | None = None  # with the model's fingerprint
+        self._fitted: tuple[Basis, Fingerprint] | None = None
 
     def with_options(self, **changes: object) -> NIFAttribution:
         r"""
@@ -938,8 +938,9 @@ class NIFAttribution(Attribution):
         basis, model = self._fitted
         if fingerprint(setup.model) != model:
             raise RuntimeError(
-                "The model's weights, buffers, device, dtype or training mode changed "
-                "since `fit`: call `fit(background)` again."
+                "The model's weights, buffers, modules (with their options and hooks), "
+                "device, dtype or training mode changed since `fit`: call "
+                "`fit(background)` again."
             )
         if feature_mask is None:
             return basis

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_nif._messages import counted, warn
 from captum_nif.flow.near_copies import COMPARED, share_of_near_copies
 from captum_nif.tracing.tracer import Structure
+from captum_nif.tracing.undisturbed import is_stochastic
 
 MIN_BATCH = 32
 """Fewest samples from which a batch can be explained without a background."""
@@ -136,11 +137,3 @@ def warn_if_training(model: nn.Module) -> None:
                 "values depend on the batch or on chance: call `model.eval()` first."
             )
             return
-
-
-def is_stochastic(module: nn.Module) -> bool:
-    """Whether a module does otherwise in training mode than in evaluation."""
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return module.dropout > 0
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-    return isinstance(module, kinds)

@@ -21,14 +21,9 @@ with an error that names the layer and the cause.
 
 from __future__ import annotations
 
-import contextlib
-import random
-import threading
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -37,8 +32,9 @@ from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.modules import LAYER_TYPES
 from captum_nif.tracing.record import Nodes
 from captum_nif.tracing.recorder import Recorder
+from captum_nif.tracing.undisturbed import undisturbed
 
-__all__ = ["LAYER_TYPES", "Structure", "Trace", "find_layers", "lock_of", "trace"]
+__all__ = ["LAYER_TYPES", "Structure", "Trace", "find_layers", "trace"]
 
 
 def find_layers(
@@ -143,45 +139,6 @@ def _refuse_opaque(model: nn.Module) -> None:
 
 # --- running --------------------------------------------------------------------------
 
-_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = (
-    weakref.WeakKeyDictionary()
-)
-_LOCKS_LOCK = threading.Lock()
-
-
-def lock_of(model: nn.Module) -> threading.RLock:
-    """The lock that all who hook this model share: hooks belong to the module."""
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(model, threading.RLock())
-
-
-@contextlib.contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """No gradients, and the random states and the model's buffers put back after."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    buffers = [
-        (module, key, buffer, buffer.clone())
-        for module in model.modules()
-        for key, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    with (
-        torch.random.fork_rng([d.index for d in devices if d.index is not None]),
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-            for module, key, buffer, before in buffers:
-                module._buffers[key] = buffer
-                # written only if it changed: another thread may be reading it
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
-
 
 def trace(
     model: nn.Module,
@@ -206,8 +163,10 @@ def trace(
             what it was fed.
 
     Returns:
-        Trace: structure and values. Hooks are removed, and parameters, buffers, inputs,
-        gradients and random states are as before, also after an exception.
+        Trace: structure and values. Hooks are removed, and parameters, buffers, inputs
+        and gradients are as before, also after an exception. A model that draws random
+        numbers in ``forward`` draws them; modules that do so in training mode, such as
+        dropout, leave torch's random state as it was.
 
     Raises:
         TypeError: if the model returns anything but a tensor.
@@ -230,7 +189,7 @@ def trace(
     """
     modules = find_layers(model, layers)
     _check_inputs(inputs)
-    with lock_of(model), _left_as_it_was(model):
+    with undisturbed(model), torch.inference_mode(False), torch.no_grad():
         # copies: fresh tensors that in-place operations of the model may overwrite
         copies = tuple(x.detach().clone() for x in inputs)
         constants = tree_map(_copied, extra)
