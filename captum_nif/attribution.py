@@ -28,7 +28,7 @@ from captum_nif.flow.checks import (
 )
 from captum_nif.flow.fingerprint import Fingerprint, fingerprint
 from captum_nif.flow.fitting import Basis, FeatureMask, Setup
-from captum_nif.flow.information import Flow, Tick, no_tick
+from captum_nif.flow.information import Advance, Flow, ignore_progress
 from captum_nif.flow.link_weights import Relevance
 from captum_nif.flow.options import (
     NOT_GIVEN,
@@ -977,9 +977,9 @@ class _Question(NamedTuple):
     nodes: Tensor
     by: Normalization | None
 
-    def answer(self, flow: Flow, tick: Tick = no_tick) -> list[Tensor]:
+    def answer(self, flow: Flow, advance: Advance = ignore_progress) -> list[Tensor]:
         """The attributions that a flow gives, by input."""
-        return list(flow.attributions(*self, tick).values())
+        return list(flow.attributions(*self, advance).values())
 
 
 def _format_inputs(inputs: object) -> tuple[Tensor, ...]:

@@ -146,7 +146,7 @@ def test_attributions_are_sums_over_listed_paths(name, sampling):
         for layer in graph.layers:
             value = observed[layer.name][i]
             # a layer hands on values of the background, and gives others when fed
-            moved = deviations(value, flow.fed[layer.name])
+            moved = deviations(value, flow.passed_on[layer.name])
             entered[layer.name] = moved.tolist()
             came = deviations(value, flow.values[layer.name]).tolist()
             for j in range(layer.size):

@@ -23,7 +23,7 @@ from captum_nif.flow.checks import (
     warn_if_training,
 )
 from captum_nif.flow.feature_groups import FeatureGroups, feature_groups
-from captum_nif.flow.independent_inputs import affordable, draw, receptive_fields
+from captum_nif.flow.independent_inputs import draw, max_draws
 from captum_nif.flow.information import Flow
 from captum_nif.flow.options import Options
 from captum_nif.flow.path_analysis import CorrelationFlow
@@ -34,6 +34,7 @@ from captum_nif.flow.population import (
     places,
     run_population,
 )
+from captum_nif.flow.receptive_fields import receptive_fields
 from captum_nif.flow.significance import leave_groups_out
 from captum_nif.graph.elements import Layer
 from captum_nif.tracing.record import Nodes
@@ -123,7 +124,7 @@ class Setup:
             groups = feature_groups(feature_mask, population.inputs)
         fields = {}
         if self.options.sampling == "independent":
-            affordable(population, self.options.draws)  # before what may take long
+            max_draws(population, self.options.draws)  # before what may take long
         if self.options.nodes == "neuron":
             fields = receptive_fields(self.model, population, self.options.seed)
             fields = {ends: x for ends, x in fields.items() if ends[0] not in groups}
@@ -142,7 +143,7 @@ class Setup:
         left: Iterable[Tensor | None] = [None] * groups
         if self.options.sampling == "independent":
             left = leave_groups_out(
-                affordable(population, self.options.draws), groups, seed
+                max_draws(population, self.options.draws), groups, seed
             )
         rest = leave_groups_out(population.size, groups, seed)
         for kept, kept_draws in zip(rest, left, strict=True):
@@ -171,7 +172,7 @@ class Setup:
                     of_channel = torch.arange(layer.shape[0])
                     members = of_channel.repeat_interleave(places(layer))
                     together[layer.name] = members
-        total = affordable(population, self.options.draws)
+        total = max_draws(population, self.options.draws)
         with progress(
             desc="NIF independent inputs", total=total, disable=not bar
         ) as drawn:
@@ -184,11 +185,14 @@ class Setup:
                 drawn.update,
                 draws,
             )
-        structure, given, fed = population.structure, found.given, found.fed
+        structure = population.structure
+        computed, passed_on = found.computed, found.passed_on
         if self.options.nodes == "channel":
-            given, fed = (channel_averages(structure, x) for x in (given, fed))
+            computed, passed_on = (
+                channel_averages(structure, x) for x in (computed, passed_on)
+            )
             structure = averaged(structure)
-        return kind(structure, given, rule, groups, fed, fields)
+        return kind(structure, computed, rule, groups, passed_on, fields)
 
     def query(
         self,
