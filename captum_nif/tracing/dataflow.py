@@ -46,11 +46,13 @@ class Trace:
         values (dict of Tensor): the value of each layer's nodes, [N, size], by name.
         places (dict of int): where in the order of nodes the value of a hidden layer
             is made, if there is one place where all its readers take it from.
+        made (dict of int): where it is made, also if some read it elsewhere.
     """
 
     structure: Structure
     values: dict[str, Tensor]
     places: dict[str, int] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
 
 
 class Dataflow:
@@ -127,6 +129,7 @@ class Dataflow:
         layers: list[Layer] = []
         values: dict[str, Tensor] = {}
         places: dict[str, int] = {}
+        made: dict[str, int] = {}
         links: list[tuple[str, str]] = []
 
         def add(name: str, value: Tensor, kind: Kind, shape: tuple[int, ...]) -> None:
@@ -148,6 +151,7 @@ class Dataflow:
             else:
                 assert node.value is not None
                 add(name, node.value, "hidden", node.shape)
+                made[name] = self._places[id(node)]
                 if is_handed_on:
                     places[name] = self._places[id(node)]
             names[source.index] = name
@@ -156,7 +160,7 @@ class Dataflow:
         if is_own:
             add("output", output.reshape(n, math.prod(shape)), "output", shape)
             links += [(names[i], "output") for i in sorted(self._end.sources)]
-        return Trace(Structure(tuple(layers), tuple(links)), values, places)
+        return Trace(Structure(tuple(layers), tuple(links)), values, places, made)
 
     def _value(self, source: Source) -> tuple[Node, bool]:
         """The version that gives the values of a layer's nodes.

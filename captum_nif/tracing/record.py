@@ -9,7 +9,7 @@ their values are kept instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,6 +89,9 @@ class Source:
 
 CONSTANT = Node()
 
+Visit = Callable[[Tensor, Node], object]
+"""Looks at one version of one tensor."""
+
 
 class Record:
     """Sources in the order of execution, and nodes in the order of their making.
@@ -100,6 +103,8 @@ class Record:
         nodes (str): ``"channel"``, whose values are averages, or ``"neuron"``.
         fed (Mapping): values, [N, C * places], that take the place of those of a layer
             as soon as they are made, by the node's position in ``order``.
+        visits (Mapping): functions that are called with a tensor and its node as soon
+            as it is made, by the node's position in ``order``.
     """
 
     def __init__(
@@ -109,12 +114,14 @@ class Record:
         constants: Iterable[Tensor],
         nodes: Nodes = "channel",
         fed: Mapping[int, Tensor] | None = None,
+        visits: Mapping[int, Visit] | None = None,
     ) -> None:
         self.sources: list[Source] = []
         self.order: list[Node] = []
         self._model = model
         self._nodes = nodes
         self._fed = fed or {}
+        self._visits = visits or {}
         self._batch = inputs[0].shape[0]
         self._current = WeakTensorKeyDictionary()  # the last version of each tensor
         self._weights = {id(p): name for name, p in model.named_parameters()}
@@ -150,8 +157,11 @@ class Record:
         self._current[x] = node
         if node is not CONSTANT:
             self.order.append(node)
-            if len(self.order) - 1 in self._fed:
-                self._feed(x, node, self._fed[len(self.order) - 1])
+            place = len(self.order) - 1
+            if place in self._fed:
+                self._feed(x, node, self._fed[place])
+            if place in self._visits:
+                self._visits[place](x, node)
 
     def apart(self, output: Tensor, taken: Sequence[Tensor]) -> Tensor:
         """What a layer returned, with memory of its own where it may be overwritten."""
@@ -180,7 +190,7 @@ class Record:
         node.is_settled = True
         source = self.sources[next(iter(node.sources))]
         if source.module is not None and node.labels.channels is not None:
-            found = by_channel(x, node.labels, self._batch, source.size)
+            found = by_channel(x.detach(), node.labels, self._batch, source.size)
             if found is None:
                 return
             if self._nodes == "channel" or found.shape[-1] == 1:

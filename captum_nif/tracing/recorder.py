@@ -32,6 +32,7 @@ from captum_nif.tracing.record import (
     Nodes,
     Record,
     Source,
+    Visit,
     among,
     distinct,
 )
@@ -53,6 +54,7 @@ class Recorder(TorchFunctionMode):
         strict (bool): refuse parameters that mix features outside any layer.
         nodes (str): see :class:`~captum_nif.tracing.record.Record`.
         fed (Mapping): see :class:`~captum_nif.tracing.record.Record`.
+        visits (Mapping): see :class:`~captum_nif.tracing.record.Record`.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class Recorder(TorchFunctionMode):
         strict: bool,
         nodes: Nodes = "channel",
         fed: Mapping[int, Tensor] | None = None,
+        visits: Mapping[int, Visit] | None = None,
     ) -> None:
         super().__init__()
-        self.record = Record(model, inputs, _tensors_of(extra), nodes, fed)
+        self.record = Record(model, inputs, _tensors_of(extra), nodes, fed, visits)
         self._layers = layers
         self._strict = strict
         self._tokens = {i for i, x in enumerate(inputs) if not x.is_floating_point()}
