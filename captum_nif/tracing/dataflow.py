@@ -67,7 +67,7 @@ class Dataflow:
     """
 
     def __init__(self, record: Record, output: Tensor) -> None:
-        self._output = output
+        self.output = output
         self._end = record.node(output)
         self._read: set[int] = set()  # ids of the nodes that layers read
         self._children: dict[int, list[Node]] = {}
@@ -111,7 +111,7 @@ class Dataflow:
             why = why or labels.lost
         elif not labels.in_order():
             why = why or (
-                f"it has shape {tuple(self._output.shape)}, and sample i is not what "
+                f"it has shape {tuple(self.output.shape)}, and sample i is not what "
                 "stands at place i of its first axis"
             )
         if why:
@@ -123,7 +123,7 @@ class Dataflow:
         Args:
             inputs (tuple of Tensor): as the caller gave them; their elements are nodes.
         """
-        output, n = self._output.detach(), len(self._output)
+        output, n = self.output.detach(), len(self.output)
         shape = tuple(output.shape[1:])
         names: dict[int, str] = {}
         layers: list[Layer] = []
@@ -195,7 +195,7 @@ class Dataflow:
         assert self._end.labels is not None
         index = self._end.labels.pairs(source.size)
         return index is not None and torch.equal(
-            index, torch.arange(len(self._output) * source.size, device=index.device)
+            index, torch.arange(len(self.output) * source.size, device=index.device)
         )
 
 

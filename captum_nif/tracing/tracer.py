@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map
 
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.modules import LAYER_TYPES
-from captum_nif.tracing.record import Nodes
+from captum_nif.tracing.record import Nodes, Visit
 from captum_nif.tracing.recorder import Recorder
 from captum_nif.tracing.undisturbed import undisturbed
 
@@ -147,6 +147,7 @@ def trace(
     layers: Sequence[str | nn.Module] | None = None,
     nodes: Nodes = "channel",
     fed: Mapping[int, Tensor] | None = None,
+    visits: Mapping[int, Visit] | None = None,
 ) -> Trace:
     """Run a model on one batch and give its layers, links and node values.
 
@@ -161,6 +162,7 @@ def trace(
             in the place of those of a layer, by its entry in :attr:`Trace.places` from
             a batch of as many samples. The trace holds what each layer gave, given
             what it was fed.
+        visits (Mapping, optional): see :func:`run_watched`.
 
     Returns:
         Trace: structure and values. Hooks are removed, and parameters, buffers, inputs
@@ -187,27 +189,70 @@ def trace(
         >>> found.values["0"].shape, bool((found.values["0"] >= 0).all())
         (torch.Size([5, 3]), True)
     """
-    modules = find_layers(model, layers)
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.no_grad():
         # copies: fresh tensors that in-place operations of the model may overwrite
         copies = tuple(x.detach().clone() for x in inputs)
-        constants = tree_map(_copied, extra)
-        strict = layers is None
-        recorder = Recorder(model, modules, copies, constants, strict, nodes, fed)
-        with recorder:
-            output = model(*copies, *constants)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"The model must return one tensor, got {type(output).__name__}: wrap "
-                "it in a Module that returns the tensor to be explained."
-            )
-        recorder.record.check_state()
-        recorder.record.settle(output)
-        dataflow = Dataflow(recorder.record, output)
-        if layers is not None:
-            _check_all_used(modules, dataflow)
+        dataflow = _followed(model, copies, extra, layers, nodes, fed, visits)
         return dataflow.trace(inputs)
+
+
+def run_watched(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    extra: tuple[Any, ...],
+    layers: Sequence[str | nn.Module] | None,
+    visits: Mapping[int, Visit],
+) -> tuple[Tensor, Trace]:
+    """Run a model with gradients, and look at values of layers as they are made.
+
+    Args:
+        model (Module): see :func:`trace`.
+        inputs (tuple of Tensor): see :func:`trace`; gradients flow to those that
+            require them.
+        extra (tuple): see :func:`trace`.
+        layers (Sequence, optional): see :func:`trace`.
+        visits (Mapping): functions that are called with a tensor and its node as soon
+            as it is made, by its entry in :attr:`Trace.made`.
+
+    Returns:
+        Tensor and Trace: what the model returned, attached to the inputs, and what
+        :func:`trace` gives.
+    """
+    _check_inputs(inputs)
+    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+        copies = tuple(x.clone() for x in inputs)
+        dataflow = _followed(model, copies, extra, layers, "channel", None, visits)
+        return dataflow.output, dataflow.trace(inputs)
+
+
+def _followed(
+    model: nn.Module,
+    copies: tuple[Tensor, ...],
+    extra: tuple[Any, ...],
+    layers: Sequence[str | nn.Module] | None,
+    nodes: Nodes,
+    fed: Mapping[int, Tensor] | None,
+    visits: Mapping[int, Visit] | None,
+) -> Dataflow:
+    """Runs a model under a recorder; see :func:`trace`."""
+    modules = find_layers(model, layers)
+    constants = tree_map(_copied, extra)
+    strict = layers is None
+    recorder = Recorder(model, modules, copies, constants, strict, nodes, fed, visits)
+    with recorder:
+        output = model(*copies, *constants)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The model must return one tensor, got {type(output).__name__}: wrap it "
+            "in a Module that returns the tensor to be explained."
+        )
+    recorder.record.check_state()
+    recorder.record.settle(output)
+    dataflow = Dataflow(recorder.record, output)
+    if layers is not None:
+        _check_all_used(modules, dataflow)
+    return dataflow
 
 
 def _copied(leaf: object) -> object:
