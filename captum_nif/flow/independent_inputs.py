@@ -207,7 +207,7 @@ class _Feeder:
         self._population = population
         self._read = {source for source, _ in population.structure.links}
         for layer in population.structure.layers:
-            if layer.kind == "hidden" and layer.name not in population.places:
+            if layer.kind == "hidden" and layer.name not in population.positions:
                 raise NotImplementedError(
                     f"The layer {layer.name!r} hands on several tensors, or one that "
                     "not all its readers take, so its values cannot be exchanged for "
@@ -227,9 +227,13 @@ class _Feeder:
                 population.inputs, population.shapes, population.dtypes, strict=True
             )
         )
-        fed = {place: values[name] for name, place in population.places.items()}
+        overrides = {
+            position: values[name] for name, position in population.positions.items()
+        }
         try:
-            found = trace(self._model, inputs, extra, population.modules, "neuron", fed)
+            found = trace(
+                self._model, inputs, extra, population.modules, "neuron", overrides
+            )
         except RuntimeError as error:
             if type(error) is not RuntimeError:  # says by itself what is wrong
                 raise
@@ -238,7 +242,7 @@ class _Feeder:
                 "inputs='observed' and nodes='channel'."
             ) from error
         check_same(population.structure, found.structure, "independent inputs")
-        if found.places != population.places:
+        if found.positions != population.positions:
             raise NotImplementedError(
                 "With independent inputs the model took another path through its "
                 "functions than for the background: use inputs='observed' and "
