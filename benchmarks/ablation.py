@@ -43,7 +43,7 @@ FAITHFUL: dict[str, Any] = {
     "estimator": GaussianCopula(marginals="standard"),
     "scale": "correlation",
     "nodes": "neuron",
-    "inputs": "independent",
+    "sampling": "independent",
 }
 
 
@@ -97,11 +97,11 @@ VARIANTS: dict[str, Method] = {
     "  k = 25": nif(estimator=MixedKSG(k=25)),
     "  EDGE": nif(estimator=EDGE()),
     "  Gaussian copula": nif(estimator=GaussianCopula()),
-    "  independent inputs": nif(inputs="independent"),
+    "  independent inputs": nif(sampling="independent"),
     "  correlation scale": nif(scale="correlation"),
     "faithful": nif(preset="faithful"),
     "  of nats": nif(**FAITHFUL | {"scale": "nats"}),
-    "  observed inputs": nif(**FAITHFUL | {"inputs": "observed"}),
+    "  observed inputs": nif(**FAITHFUL | {"sampling": "observed"}),
     "  channels": nif(**FAITHFUL | {"nodes": "channel"}),
     "  normal scores": nif(**FAITHFUL | {"estimator": GaussianCopula()}),
     "  EDGE, correlation": nif(**FAITHFUL | {"estimator": EDGE()}),

@@ -2,39 +2,45 @@ r"""Neural Information Flow as a Captum attribution method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn, cast, overload
 
 import torch
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _format_output,
-    _is_tuple,
-)
-from captum._utils.progress import progress
-from captum._utils.typing import TargetType, TensorOrTupleOfTensorsGeneric
 from captum.attr import Attribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_nif._captum import (
+    TargetType,
+    TensorOrTupleOfTensorsGeneric,
+    format_additional_forward_args,
+    format_output,
+    is_tuple,
+    log_usage,
+    progress,
+)
+from captum_nif._messages import check_positive
 from captum_nif.estimators import PMIEstimator
+from captum_nif.flow.batches import BATCH_SIZE, Background
 from captum_nif.flow.checks import (
-    check_positive,
     check_reached,
     check_sizes,
     warn_if_training,
 )
+from captum_nif.flow.fingerprint import Fingerprint, fingerprint
 from captum_nif.flow.fitting import Basis, FeatureMask, Setup
-from captum_nif.flow.information import Flow, Tick, no_tick
-from captum_nif.flow.link_weights import LinkRule, Relevance
-from captum_nif.flow.options import Inputs, Normalize, Scale, chosen
-from captum_nif.flow.population import (
-    BATCH_SIZE,
-    Background,
-    Modules,
-    check_samples,
-    fingerprint,
+from captum_nif.flow.information import Advance, Flow, ignore_progress
+from captum_nif.flow.link_weights import Relevance
+from captum_nif.flow.options import (
+    NOT_GIVEN,
+    Normalize,
+    NotGiven,
+    Option,
+    Options,
+    Sampling,
+    Scale,
+    chosen,
 )
+from captum_nif.flow.population import Modules, check_samples
 from captum_nif.flow.significance import GROUPS, jackknife
 from captum_nif.flow.targets import check_each_occurs, target_nodes
 from captum_nif.graph.elements import Layer
@@ -42,6 +48,8 @@ from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.graph.path_sums import Normalization
 from captum_nif.tracing.record import Nodes
 from captum_nif.tracing.tracer import find_layers
+
+_NOTHING_FITTED = "There is no population yet: call `fit(background)` first."
 
 
 class NIFAttribution(Attribution):
@@ -101,10 +109,9 @@ class NIFAttribution(Attribution):
         preset (str, optional): ``"paper"`` for ``estimator=MixedKSG(formula="paper")``,
             ``beta=5e-4`` and ``normalize=None``, the paper's settings. ``"faithful"``
             for ``estimator=GaussianCopula(marginals="standard")``,
-            ``scale="correlation"``, ``nodes="neuron"`` and ``inputs="independent"``:
+            ``scale="correlation"``, ``nodes="neuron"`` and ``sampling="independent"``:
             signed maps, on which deletion and insertion agree with the model best.
-            Options given besides, other than their defaults as shown in the signature,
-            take precedence.
+            Options given besides take precedence.
             Default: None
         scale (str, optional): Of the links. ``"nats"``: (pointwise) mutual information.
             ``"correlation"``: mutual information as Linfoot's correlation, with a sign;
@@ -116,8 +123,8 @@ class NIFAttribution(Attribution):
             places. ``"neuron"``: every element of a feature map, linked to what lies
             in its receptive field.
             Default: ``"channel"``, or what the preset says
-        inputs (str, optional): What links are estimated from. ``"observed"``: the
-            values of the background. ``"independent"``: every layer is fed values that
+        sampling (str, optional): What links are estimated from. ``"observed"``: the
+            values of the background. ``"independent"``: every layer gets values that
             are drawn from the background independently for each node, so that a link
             measures what a layer does rather than how its inputs depend on each other
             (Eq. 3's redundancy is then 0 by construction).
@@ -127,6 +134,9 @@ class NIFAttribution(Attribution):
             Default: 4096
         seed (int, optional): Of the draws. No global random state is used.
             Default: 0
+
+    Options are fixed once the object is made, and are read as attributes
+    (``nif.beta``); :meth:`with_options` makes another object with others.
 
     Raises:
 
@@ -155,45 +165,84 @@ class NIFAttribution(Attribution):
           2      output  3 nodes  from 0
     """
 
+    layers = Option[Modules]()
+    estimator = Option[PMIEstimator]()
+    relevance = Option[Relevance]()
+    beta = Option[float]()
+    normalize = Option[Normalize]()
+    scale = Option[Scale]()
+    nodes = Option[Nodes]()
+    sampling = Option[Sampling]()
+    draws = Option[int]()
+    seed = Option[int]()
+
     def __init__(
         self,
         forward_func: nn.Module,
         layers: Modules = None,
         estimator: PMIEstimator | None = None,
-        relevance: Relevance = "pairwise",
-        beta: float = 0.0,
-        normalize: Normalize = "auto",
+        *,
         preset: str | None = None,
-        scale: Scale | None = None,
-        nodes: Nodes | None = None,
-        inputs: Inputs | None = None,
-        draws: int = 4096,
-        seed: int = 0,
+        relevance: Relevance | NotGiven = NOT_GIVEN,
+        beta: float | NotGiven = NOT_GIVEN,
+        normalize: Normalize | NotGiven = NOT_GIVEN,
+        scale: Scale | NotGiven = NOT_GIVEN,
+        nodes: Nodes | NotGiven = NOT_GIVEN,
+        sampling: Sampling | NotGiven = NOT_GIVEN,
+        draws: int | NotGiven = NOT_GIVEN,
+        seed: int | NotGiven = NOT_GIVEN,
     ) -> None:
-        options = chosen(
-            preset,
-            estimator=estimator,
-            relevance=relevance,
-            beta=beta,
-            normalize=normalize,
-            scale=scale,
-            nodes=nodes,
-            inputs=inputs,
-        )
-        find_layers(forward_func, layers)
+        find_layers(forward_func, layers)  # refuses what cannot be followed
+        self._given = {
+            "layers": layers,
+            "estimator": estimator,
+            "relevance": relevance,
+            "beta": beta,
+            "normalize": normalize,
+            "scale": scale,
+            "nodes": nodes,
+            "sampling": sampling,
+            "draws": draws,
+            "seed": seed,
+        }
+        self._preset = preset
+        self._options = chosen(preset, self._given)
         super().__init__(forward_func)
-        self.layers = None if layers is None else list(layers)
-        self.estimator: PMIEstimator = options["estimator"]
-        self.relevance: Relevance = options["relevance"]
-        self.beta: float = options["beta"]
-        self.normalize: Normalize = options["normalize"]
-        self.scale: Scale = options["scale"]
-        self.nodes: Nodes = options["nodes"]
-        self.inputs: Inputs = options["inputs"]
-        check_positive("draws", draws)
-        self.draws, self.seed = draws, seed
-        LinkRule(self.estimator, self.relevance, self.beta)
-        self._fitted: tuple[Basis, int] | None = None  # with the model's fingerprint
+        self._fitted: tuple[Basis, Fingerprint] | None = None
+
+    def with_options(self, **changes: object) -> NIFAttribution:
+        r"""
+        The same method with some options changed: a new object, not fitted.
+
+        Args:
+
+            **changes (any): Options by name, as the constructor takes them, ``layers``
+                and ``preset`` included. All others stay as they were given.
+
+        Returns:
+
+            **NIFAttribution**: another object, for the same model.
+
+        Raises:
+
+            TypeError: If an option is unknown or of the wrong type.
+            ValueError: If its value is unknown or out of range.
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_nif import NIFAttribution
+            >>> nif = NIFAttribution(torch.nn.Linear(2, 3).eval(), preset="paper")
+            >>> nif.beta, nif.with_options(beta=0.0).beta
+            (0.0005, 0.0)
+        """
+        given = {"preset": self._preset, **self._given, **changes}
+        return NIFAttribution(self._model, **given)  # type: ignore[arg-type]
+
+    @property
+    def options(self) -> Options:
+        """All choices of the method, as the preset and the caller made them."""
+        return self._options
 
     def __repr__(self) -> str:
         basis = None if self._fitted is None else self._fitted[0]
@@ -223,9 +272,10 @@ class NIFAttribution(Attribution):
     def fit(
         self,
         background: Background,
+        *labels: object,
         additional_forward_args: object = None,
-        show_progress: bool = False,
         batch_size: int = BATCH_SIZE,
+        show_progress: bool = False,
     ) -> NIFAttribution:
         r"""
         Run the background through the model and keep the values of all nodes.
@@ -242,15 +292,16 @@ class NIFAttribution(Attribution):
                 whose batches the first tensors are the model's inputs and the rest,
                 labels for instance, is left aside. Batches are streamed, and moved to
                 the model's device.
+            *labels (any): Refused: the model's own outputs are used.
             additional_forward_args (any, optional): Further arguments of ``forward``, a
                 tuple if several. Tensors follow the samples along axis 0. They are
                 constants, not nodes.
                 Default: None
-            show_progress (bool, optional): Draw a progress bar.
-                Default: False
             batch_size (int, optional): Samples in a forward pass, where ``background``
                 is not cut into batches already.
                 Default: 64
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
 
         Returns:
 
@@ -258,7 +309,8 @@ class NIFAttribution(Attribution):
 
         Raises:
 
-            TypeError: If the background or a batch is of another type.
+            TypeError: If the background or a batch is of another type, or if labels
+                are given besides.
             ValueError: If there are fewer samples than the estimator needs; if values
                 are not finite (the message names the layer), shapes or dtypes differ,
                 or the background is empty.
@@ -275,7 +327,13 @@ class NIFAttribution(Attribution):
             >>> nif.is_fitted
             True
         """
-        extra = _format_additional_forward_args(additional_forward_args) or ()
+        if labels:
+            raise TypeError(
+                "`fit` takes the background alone, and no labels: the model's own "
+                "outputs are used. Pass further arguments of the model's `forward` as "
+                "`additional_forward_args=...`."
+            )
+        extra = format_additional_forward_args(additional_forward_args) or ()
         check_positive("batch_size", batch_size)
         setup = self._setup
         basis = setup.of_background(background, extra, None, batch_size, show_progress)
@@ -291,6 +349,7 @@ class NIFAttribution(Attribution):
         self,
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
+        *,
         additional_forward_args: object = None,
         background: Background | None = None,
         feature_mask: FeatureMask | None = None,
@@ -358,7 +417,7 @@ class NIFAttribution(Attribution):
             torch.Size([40, 3])
         """
         samples = _format_inputs(inputs)
-        extra = _format_additional_forward_args(additional_forward_args) or ()
+        extra = format_additional_forward_args(additional_forward_args) or ()
         size = _batch_size(internal_batch_size)
         basis = self._basis(
             samples, extra, background, feature_mask, size, show_progress
@@ -369,7 +428,7 @@ class NIFAttribution(Attribution):
             desc="NIF attribution", total=steps, disable=not show_progress
         ) as bar:
             sums = question.answer(basis.flow, bar.update)
-        return _format_output(_is_tuple(inputs), _like(samples, sums))
+        return format_output(is_tuple(inputs), _like(samples, sums))
 
     def attribute_future(self, *args: object, **kwargs: object) -> NoReturn:
         """Not offered: there is nothing to wait for in a local model."""
@@ -377,11 +436,10 @@ class NIFAttribution(Attribution):
             "NIFAttribution has no `attribute_future`: call `attribute`."
         )
 
-    @overload
-    def flow(
+    def population_graph(
         self,
-        inputs: None = None,
         target: TargetType = None,
+        *,
         additional_forward_args: object = None,
         background: Background | None = None,
         feature_mask: FeatureMask | None = None,
@@ -389,49 +447,19 @@ class NIFAttribution(Attribution):
         internal_batch_size: int | None = None,
         show_progress: bool = False,
         significance: bool | int = False,
-    ) -> FlowGraph: ...
-
-    @overload
-    def flow(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        background: Background | None = None,
-        feature_mask: FeatureMask | None = None,
-        layer: str | nn.Module | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-        significance: bool | int = False,
-    ) -> list[FlowGraph]: ...
-
-    def flow(
-        self,
-        inputs: Tensor | tuple[Tensor, ...] | None = None,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        background: Background | None = None,
-        feature_mask: FeatureMask | None = None,
-        layer: str | nn.Module | None = None,
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-        significance: bool | int = False,
-    ) -> FlowGraph | list[FlowGraph]:
+    ) -> FlowGraph:
         r"""
-        The flow graph of the population, or of each sample.
+        The flow graph of the population, whose links carry mutual information.
 
         Args:
 
-            inputs (Tensor or tuple of Tensor, optional): Samples to give graphs of.
-                Default: None (the population)
-            target (int, tuple, Tensor or list, optional): Keep only what flows into
-                this node of the output (or of ``layer``); forms as in
-                :meth:`attribute`. A population graph takes one target for all.
+            target (int, tuple or Tensor, optional): Keep only what flows into this node
+                of the output (or of ``layer``).
                 Default: None (all nodes)
             additional_forward_args (any, optional): See :meth:`fit`.
                 Default: None
-            background (Tensor, tuple of Tensor, or iterable, optional): See
-                :meth:`attribute`.
+            background (Tensor, tuple of Tensor, or iterable, optional): A background
+                for this call alone; see :meth:`attribute`.
                 Default: None
             feature_mask (Tensor or tuple of Tensor, optional): See :meth:`attribute`;
                 the nodes of an input are then its groups, by ascending number.
@@ -443,53 +471,104 @@ class NIFAttribution(Attribution):
                 Default: 64
             show_progress (bool, optional): Draw a progress bar.
                 Default: False
-            significance (bool or int, optional): Give the links of the population graph
-                p-values against independence of their nodes, which takes seconds; see
-                :func:`~captum_nif.link_pvalues`, whose ``draws`` an int
+            significance (bool or int, optional): Give the links p-values against
+                independence of their nodes, which takes seconds; see
+                :func:`~captum_nif.link_pvalues`, whose number of permutations an int
                 stands for, and :meth:`FlowGraph.significant` for what to do with them.
                 The background must hold independent samples.
                 Default: False
 
         Returns:
 
-            **FlowGraph** of the population, whose links carry MI in nats, or a **list
-            of FlowGraph**, one per sample, whose links carry PMI in nats. Weights are
-            not normalised: ``graph.normalized(...)`` does that.
+            **FlowGraph**: links in nats (in signed correlations where ``scale`` says
+            so), float64. Weights are not normalized: ``graph.normalized(...)`` does
+            that.
 
         Raises:
 
-            RuntimeError: If nothing is fitted and no samples are given, or the model
-                changed since :meth:`fit`.
+            RuntimeError: If nothing is fitted, or the model changed since :meth:`fit`.
             TypeError, ValueError, IndexError: See :meth:`attribute`.
 
         Examples::
 
             >>> import torch
+            >>> from captum_nif import NIFAttribution
             >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3)).eval()
             >>> nif = NIFAttribution(net).fit(torch.randn(100, 2))
-            >>> graph = nif.flow(torch.randn(4, 2))[0]
+            >>> nif.population_graph().links[0].weight.shape
+            torch.Size([2, 3])
+        """
+        extra = format_additional_forward_args(additional_forward_args) or ()
+        size = _batch_size(internal_batch_size)
+        basis = self._background(background, extra, feature_mask, size, show_progress)
+        end = self._setup.end(basis, layer)
+        node = None if target is None else int(target_nodes(target, end, 1)[0])
+        graph = _population_graph(basis.flow, end, node, show_progress)
+        if significance is False:
+            return graph
+        draws = None if significance is True else significance
+        return _tested(basis.flow, graph, draws, show_progress)
+
+    def sample_graphs(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        *,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: FeatureMask | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> list[FlowGraph]:
+        r"""
+        The flow graph of each sample, whose links carry pointwise mutual information.
+
+        Args:
+
+            inputs (Tensor or tuple of Tensor): The samples, along axis 0.
+            target (int, tuple, Tensor or list, optional): Keep only what flows into
+                this node of the output (or of ``layer``); forms as in
+                :meth:`attribute`.
+                Default: None (all nodes)
+            additional_forward_args (any, optional): See :meth:`fit`.
+                Default: None
+            background (Tensor, tuple of Tensor, or iterable, optional): See
+                :meth:`attribute`.
+                Default: None
+            feature_mask (Tensor or tuple of Tensor, optional): See
+                :meth:`population_graph`.
+                Default: None
+            layer (str or Module, optional): See :meth:`population_graph`.
+                Default: None (the output)
+            internal_batch_size (int, optional): Samples in a forward pass.
+                Default: 64
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+
+        Returns:
+
+            **list of FlowGraph**, one per sample, in the units of
+            :meth:`population_graph`.
+
+        Raises:
+
+            RuntimeError: If the model changed since :meth:`fit`.
+            TypeError, ValueError, IndexError: See :meth:`attribute`.
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_nif import NIFAttribution
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3)).eval()
+            >>> nif = NIFAttribution(net).fit(torch.randn(100, 2))
+            >>> graph = nif.sample_graphs(torch.randn(4, 2))[0]
             >>> graph.links[0].weight.shape
             torch.Size([2, 3])
         """
-        extra = _format_additional_forward_args(additional_forward_args) or ()
-        size = _batch_size(internal_batch_size)
-        if inputs is None:
-            basis = self._background(
-                background, extra, feature_mask, size, show_progress
-            )
-            end = self._setup.end(basis, layer)
-            node = None if target is None else int(target_nodes(target, end, 1)[0])
-            graph = _population_graph(basis.flow, end, node, show_progress)
-            if significance is False:
-                return graph
-            draws = None if significance is True else significance
-            return _tested(basis.flow, graph, draws, show_progress)
-        if significance is not False:
-            raise ValueError(
-                "`significance` is of the population's links, not of single samples: "
-                "call `flow(significance=True)` without `inputs`."
-            )
         samples = _format_inputs(inputs)
+        extra = format_additional_forward_args(additional_forward_args) or ()
+        size = _batch_size(internal_batch_size)
         basis = self._basis(
             samples, extra, background, feature_mask, size, show_progress
         )
@@ -502,30 +581,98 @@ class NIFAttribution(Attribution):
         ) as bar:
             return flow.instance_graphs(query, end.name, nodes, bar.update)
 
+    @overload
+    def flow(
+        self,
+        inputs: None = None,
+        target: TargetType = None,
+        *,
+        significance: bool | int = False,
+        **options: Any,
+    ) -> FlowGraph: ...
+
+    @overload
+    def flow(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        *,
+        significance: bool | int = False,
+        **options: Any,
+    ) -> list[FlowGraph]: ...
+
+    def flow(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | None = None,
+        target: TargetType = None,
+        *,
+        significance: bool | int = False,
+        **options: Any,
+    ) -> FlowGraph | list[FlowGraph]:
+        r"""
+        Short for :meth:`population_graph`, or with ``inputs`` :meth:`sample_graphs`.
+
+        Args:
+
+            inputs (Tensor or tuple of Tensor, optional): Samples to give graphs of.
+                Default: None (the population)
+            target (int, tuple, Tensor or list, optional): See there.
+                Default: None (all nodes)
+            significance (bool or int, optional): See :meth:`population_graph`.
+                Default: False
+            **options (any): See there.
+
+        Returns:
+
+            **FlowGraph** or **list of FlowGraph**.
+
+        Raises:
+
+            RuntimeError, TypeError, ValueError, IndexError: See there.
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_nif import NIFAttribution
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3)).eval()
+            >>> nif = NIFAttribution(net).fit(torch.randn(100, 2))
+            >>> nif.flow() == nif.population_graph(), len(nif.flow(torch.randn(4, 2)))
+            (True, 4)
+        """
+        if inputs is None:
+            return self.population_graph(target, significance=significance, **options)
+        if significance is not False:
+            raise ValueError(
+                "`significance` is of the population's links, not of single samples: "
+                "call `population_graph(significance=True)`."
+            )
+        return self.sample_graphs(inputs, target, **options)
+
     def attribution_matrix(
         self,
-        layer: str | nn.Module | None = None,
-        feature_mask: FeatureMask | None = None,
-        show_progress: bool = False,
+        *,
         classes: TargetType = None,
+        feature_mask: FeatureMask | None = None,
+        layer: str | nn.Module | None = None,
+        show_progress: bool = False,
     ) -> Tensor:
         r"""
         The attribution matrix A of the population: Eq. 4 on the population graph.
 
         Args:
 
-            layer (str or Module, optional): The layer whose nodes are explained.
-                Default: None (the output)
-            feature_mask (Tensor or tuple of Tensor, optional): See :meth:`attribute`;
-                rows are then groups.
-                Default: None
-            show_progress (bool, optional): Draw a progress bar.
-                Default: False
             classes (Tensor or list of int, optional): The class, or node of ``layer``,
                 that each sample of the background belongs to, [N]. Column c is then
                 Eq. 4 over links that are averaged over the graphs of the samples of
                 class c.
                 Default: None (over links of the whole population)
+            feature_mask (Tensor or tuple of Tensor, optional): See :meth:`attribute`;
+                rows are then groups.
+                Default: None
+            layer (str or Module, optional): The layer whose nodes are explained.
+                Default: None (the output)
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
 
         Returns:
 
@@ -563,11 +710,11 @@ class NIFAttribution(Attribution):
             return torch.cat(list(sums.values()), dim=1).mT
         return _path_sums(basis.flow, end, by, show_progress)
 
-    @overload
     def standard_error(
         self,
-        inputs: TensorOrTupleOfTensorsGeneric,
+        inputs: TensorOrTupleOfTensorsGeneric | None = None,
         target: TargetType = None,
+        *,
         additional_forward_args: object = None,
         background: Background | None = None,
         feature_mask: FeatureMask | None = None,
@@ -576,59 +723,29 @@ class NIFAttribution(Attribution):
         groups: int = GROUPS,
         seed: int = 0,
         show_progress: bool = False,
-    ) -> TensorOrTupleOfTensorsGeneric: ...
-
-    @overload
-    def standard_error(
-        self,
-        inputs: None = None,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        background: Background | None = None,
-        feature_mask: FeatureMask | None = None,
-        layer: str | nn.Module | None = None,
-        internal_batch_size: int | None = None,
-        groups: int = GROUPS,
-        seed: int = 0,
-        show_progress: bool = False,
-    ) -> Tensor: ...
-
-    def standard_error(
-        self,
-        inputs: Any = None,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        background: Background | None = None,
-        feature_mask: FeatureMask | None = None,
-        layer: str | nn.Module | None = None,
-        internal_batch_size: int | None = None,
-        groups: int = GROUPS,
-        seed: int = 0,
-        show_progress: bool = False,
-    ) -> Any:
+    ) -> TensorOrTupleOfTensorsGeneric:
         r"""
         How much attributions would scatter with other backgrounds of the same size.
 
         The standard error of each attribution, by a jackknife that leaves out each of
         some groups of the background in turn and explains the samples again. It tells
         of noise alone, not of a background that is not the data the model sees. With
-        nearest neighbours and 10 groups it comes out 10 to 25 % too large on average,
+        nearest neighbors and 10 groups it comes out 10 to 25 % too large on average,
         and a single one is off by a quarter to two fifths of itself
         (``python -m benchmarks.uncertainty``). ``plot_saliency`` and
         ``plot_attribution_matrix`` draw it.
 
-        With ``inputs="independent"`` the noise of the draws counts as well: with each
+        With ``sampling="independent"`` the noise of the draws counts as well: with each
         group of samples one of draws is left out, and the others change as little as
         they can. With ``preset="faithful"`` it comes out about right. There the draws
-        may make up most of the noise, and ``draws`` lessens it. With nearest neighbours
+        may make up most of the noise, and ``draws`` lessens it. With nearest neighbors
         on independent inputs it comes out far too large.
 
         Args:
 
-            inputs (Tensor or tuple of Tensor, optional): The samples explained.
-                Default: None (the population, as in :meth:`attribution_matrix`)
-            target (int, tuple, Tensor or list, optional): See :meth:`attribute`. None
-                without ``inputs``, where all nodes are explained.
+            inputs (Tensor or tuple of Tensor): The samples explained. Without them this
+                is :meth:`matrix_standard_error`.
+            target (int, tuple, Tensor or list, optional): See :meth:`attribute`.
                 Default: None
             additional_forward_args (any, optional): See :meth:`fit`.
                 Default: None
@@ -652,7 +769,7 @@ class NIFAttribution(Attribution):
         Returns:
 
             **Tensor** or **tuple of Tensor**: standard errors, as :meth:`attribute`
-            gives attributions; without ``inputs`` as :meth:`attribution_matrix` does.
+            gives attributions, in the same units.
 
         Raises:
 
@@ -667,63 +784,118 @@ class NIFAttribution(Attribution):
             >>> nif = NIFAttribution(net).fit(torch.randn(100, 2))
             >>> nif.standard_error(torch.randn(4, 2), target=1).shape
             torch.Size([4, 2])
-            >>> nif.standard_error().shape  # of the attribution matrix
-            torch.Size([2, 3])
         """
-        extra = _format_additional_forward_args(additional_forward_args) or ()
-        size = _batch_size(internal_batch_size)
-        setup = self._setup
         if inputs is None:
             if target is not None:
                 raise ValueError(
                     "`target` needs `inputs`; without them all nodes are explained."
                 )
-            basis = self._background(background, extra, feature_mask, size, False)
-            end = setup.end(basis, layer)
-            by = self._normalization(basis.flow)
+            return self.matrix_standard_error(  # type: ignore[return-value]  # no inputs
+                additional_forward_args=additional_forward_args,
+                background=background,
+                feature_mask=feature_mask,
+                layer=layer,
+                groups=groups,
+                seed=seed,
+                show_progress=show_progress,
+            )
+        extra = format_additional_forward_args(additional_forward_args) or ()
+        size = _batch_size(internal_batch_size)
+        samples = _format_inputs(inputs)
+        if background is None and not self.is_fitted:
+            raise RuntimeError(_NOTHING_FITTED)
+        basis = self._basis(samples, extra, background, feature_mask, size, False)
+        question = self._question(basis, samples, extra, target, layer, size)
+        errors = self._jackknife(basis, question.answer, groups, seed, show_progress)
+        return format_output(is_tuple(inputs), _like(samples, errors))
 
-            def explained(flow: Flow) -> list[Tensor]:
-                return [_path_sums(flow, end, by)]
-        else:
-            samples = _format_inputs(inputs)
-            if background is None and not self.is_fitted:
-                raise RuntimeError(
-                    "There is no population yet: call `fit(background)` first."
-                )
-            basis = self._basis(samples, extra, background, feature_mask, size, False)
-            question = self._question(basis, samples, extra, target, layer, size)
-            explained = question.answer
-        flows = setup.flows_without_groups(basis, groups, seed)
+    def matrix_standard_error(
+        self,
+        *,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        feature_mask: FeatureMask | None = None,
+        layer: str | nn.Module | None = None,
+        groups: int = GROUPS,
+        seed: int = 0,
+        show_progress: bool = False,
+    ) -> Tensor:
+        r"""
+        Standard errors of :meth:`attribution_matrix`; see :meth:`standard_error`.
+
+        Args:
+
+            additional_forward_args (any, optional): See :meth:`fit`.
+                Default: None
+            background (Tensor, tuple of Tensor, or iterable, optional): See
+                :meth:`attribute`.
+                Default: None
+            feature_mask (Tensor or tuple of Tensor, optional): See :meth:`attribute`.
+                Default: None
+            layer (str or Module, optional): See :meth:`attribution_matrix`.
+                Default: None (the output)
+            groups (int, optional): See :meth:`standard_error`.
+                Default: 10
+            seed (int, optional): See :meth:`standard_error`.
+                Default: 0
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+
+        Returns:
+
+            **Tensor** of shape [n_features, C], float64.
+
+        Raises:
+
+            RuntimeError: If there is no background, or the model changed since.
+            ValueError: If there are fewer samples than groups, or too few without one
+                of them.
+
+        Examples::
+
+            >>> import torch
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3)).eval()
+            >>> nif = NIFAttribution(net).fit(torch.randn(100, 2))
+            >>> nif.matrix_standard_error().shape
+            torch.Size([2, 3])
+        """
+        extra = format_additional_forward_args(additional_forward_args) or ()
+        basis = self._background(background, extra, feature_mask, BATCH_SIZE, False)
+        end = self._setup.end(basis, layer)
+        by = self._normalization(basis.flow)
+
+        def matrix(flow: Flow) -> list[Tensor]:
+            return [_path_sums(flow, end, by)]
+
+        return self._jackknife(basis, matrix, groups, seed, show_progress)[0]
+
+    def _jackknife(
+        self,
+        basis: Basis,
+        estimate: Callable[[Flow], list[Tensor]],
+        groups: int,
+        seed: int,
+        show_progress: bool,
+    ) -> list[Tensor]:
+        """Standard errors of an estimate, from flows without each of some groups."""
         replicates = []
         with progress(
             desc="NIF standard errors", total=groups, disable=not show_progress
         ) as bar:
-            for flow in flows:
-                replicates.append(explained(flow))
+            for flow in self._setup.flows_without_groups(basis, groups, seed):
+                replicates.append(estimate(flow))
                 bar.update()
-        errors = [
-            jackknife(torch.stack(parts)) for parts in zip(*replicates, strict=True)
-        ]
-        if inputs is None:
-            return errors[0]
-        return _format_output(_is_tuple(inputs), _like(samples, errors))
+        return [jackknife(torch.stack(x)) for x in zip(*replicates, strict=True)]
 
     # --- what a call stands on -----------------------------------------------------
 
     @property
+    def _model(self) -> nn.Module:
+        return cast(nn.Module, self.forward_func)
+
+    @property
     def _setup(self) -> Setup:
-        model = cast(nn.Module, self.forward_func)
-        rule = LinkRule(self.estimator, self.relevance, self.beta)
-        return Setup(
-            model,
-            self.layers,
-            rule,
-            self.scale,
-            self.nodes,
-            self.inputs,
-            self.draws,
-            self.seed,
-        )
+        return Setup(self._model, self._options)
 
     def _basis(
         self,
@@ -762,14 +934,13 @@ class NIFAttribution(Attribution):
         if background is not None:
             return setup.of_background(background, extra, feature_mask, size, bar)
         if self._fitted is None:
-            raise RuntimeError(
-                "There is no population yet: call `fit(background)` first."
-            )
+            raise RuntimeError(_NOTHING_FITTED)
         basis, model = self._fitted
         if fingerprint(setup.model) != model:
             raise RuntimeError(
-                "The model's weights, buffers, device, dtype or training mode changed "
-                "since `fit`: call `fit(background)` again."
+                "The model's weights, buffers, modules (with their options and hooks), "
+                "device, dtype or training mode changed since `fit`: call "
+                "`fit(background)` again."
             )
         if feature_mask is None:
             return basis
@@ -806,9 +977,9 @@ class _Question(NamedTuple):
     nodes: Tensor
     by: Normalization | None
 
-    def answer(self, flow: Flow, tick: Tick = no_tick) -> list[Tensor]:
+    def answer(self, flow: Flow, advance: Advance = ignore_progress) -> list[Tensor]:
         """The attributions that a flow gives, by input."""
-        return list(flow.attributions(*self, tick).values())
+        return list(flow.attributions(*self, advance).values())
 
 
 def _format_inputs(inputs: object) -> tuple[Tensor, ...]:

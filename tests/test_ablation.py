@@ -10,7 +10,7 @@ from captum_nif.flow.options import chosen
 
 
 def test_the_preset_taken_apart_is_the_preset():
-    assert chosen(None, **FAITHFUL) == chosen("faithful")
+    assert chosen(None, FAITHFUL) == chosen("faithful", {})
 
 
 def test_without_gains_is_matrix_times_deviation():

@@ -1,6 +1,7 @@
 """Populations: streams cut into batches, values collected, models told apart."""
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -8,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from captum_nif.flow.batches import batches_of, cut
+from captum_nif.flow.fingerprint import fingerprint
 from captum_nif.flow.population import (
     Population,
     averaged,
-    batches_of,
     channel_averages,
     check_samples,
-    cut,
-    fingerprint,
     places,
     run_population,
 )
@@ -266,6 +266,37 @@ def test_fingerprints_tell_models_apart():
     assert changed(nn.Module.eval)
     assert not changed(lambda n: n[0].eval())
     assert changed(lambda n: n.to("meta"))
+    assert changed(lambda n: n.__setitem__(1, nn.LayerNorm(3)))
+    assert changed(lambda n: setattr(n[1], "eps", 0.1))
+    assert changed(lambda n: n[2].register_forward_hook(print))
+    assert changed(lambda n: n.append(nn.ReLU()))
+
+
+def test_fingerprints_of_large_tensors_count_their_changes():
+    net = nn.Linear(1000, 1000)
+    before = fingerprint(net)
+    copied = pickle.loads(pickle.dumps(before))
+    assert fingerprint(net) == before
+    assert fingerprint(copy.deepcopy(net)) == copied  # counts start anew in a copy
+    with torch.no_grad():
+        net.weight[3, 5] += 1.0
+    assert fingerprint(net) != before
+    net.weight.data.mul_(1.01)  # past torch's count
+    assert fingerprint(net) != copied
+
+
+def test_fingerprints_let_a_module_count_its_calls():
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x
+
+    net = nn.Sequential(nn.Linear(2, 2), Counting())
+    before = fingerprint(net)
+    net(torch.zeros(1, 2))
+    assert fingerprint(net) == before
 
 
 def test_fingerprints_of_odd_tensors():

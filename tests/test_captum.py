@@ -235,7 +235,9 @@ def test_captums_test_models(name):
     model = getattr(captum_models, name)().eval()
     background = tuple(3 * torch.randn(40, *shape) for shape in shapes)
     x = tuple(3 * torch.randn(2, *shape) for shape in shapes)
-    nif = NIFAttribution(model, estimator=KSG).fit(background, extra)
+    nif = NIFAttribution(model, estimator=KSG).fit(
+        background, additional_forward_args=extra
+    )
     graphs = nif.flow(x, additional_forward_args=extra)
     assert [link.ends for link in graphs[0].links] == links
     chain = len(graphs[0].links) == len(graphs[0].layers) - 1 and len(shapes) == 1

@@ -13,13 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.data.datasets import load_banknote, load_digits, load_iris
 from captum_nif import MixedKSG, NIFAttribution
-from captum_nif.flow import checks
+from captum_nif._messages import counted, warn
+from captum_nif.flow import near_copies
 from captum_nif.flow.checks import (
     check_own_population,
     check_reached,
     check_same,
-    counted,
-    warn,
 )
 from captum_nif.flow.population import run_population
 from captum_nif.tracing.tracer import Structure, trace
@@ -207,6 +206,12 @@ def test_further_arguments_of_a_stream():
         nif.fit([x, x])
     with raises(ValueError, "follows the samples", "fit(background, additional"):
         nif.attribute(x, 0, additional_forward_args=x, background=x)
+
+
+def test_labels_beside_the_background(net):
+    x, y = torch.randn(60, 4), torch.zeros(60)
+    with pytest.raises(TypeError, match=r"no labels.*additional_forward_args"):
+        NIFAttribution(net).fit(x, y)
 
 
 def test_nothing_fitted(net):
@@ -470,19 +475,19 @@ def test_gaps_are_measured_by_the_gaps_before():
         for copies, push in ((0, 1.0), (4, 2.5), (10, 2.5), (10, 8.0)):
             x = balls(d, 50)
             x[:, copies:] *= push
-            found = checks._gaps(x)
+            found = near_copies._gaps(x)
             assert found.tolist() == [gaps_by_loops(row) for row in x.tolist()]
             if push > 1 and d >= 30:
                 assert bool(found[:, copies - 1].all())
     ties = torch.tensor([[0.0, 0.0, 1.0, 1.0, 9.0]]).double()
-    assert checks._gaps(ties).tolist() == [[False, False, False, True]]
+    assert near_copies._gaps(ties).tolist() == [[False, False, False, True]]
 
 
 @pytest.mark.parametrize("d", [0.5, 1, 5, 50])
 def test_gaps_are_as_rare_in_every_dimension(d, monkeypatch):
-    monkeypatch.setattr(checks, "_GAP", math.inf)
-    monkeypatch.setattr(checks, "_CLEAR", 1.0)
-    often = checks._gaps(balls(d, 20_000)).double().mean(0)[:6]
+    monkeypatch.setattr(near_copies, "_GAP", math.inf)
+    monkeypatch.setattr(near_copies, "_CLEAR", 1.0)
+    often = near_copies._gaps(balls(d, 20_000)).double().mean(0)[:6]
     expected = [0.0, 0.0, *((1 + 20 / (j - 1)) ** -(j - 1) for j in range(3, 7))]
     # 4 standard errors of the greatest
     torch.testing.assert_close(often.tolist(), expected, atol=2.6e-3, rtol=0)

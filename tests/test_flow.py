@@ -63,9 +63,9 @@ def test_blocks_of_samples_do_not_show(flow, by, budget, monkeypatch):
     assert flow.instance_graphs(query, "y", nodes) == graphs
 
 
-def test_ticks_count_links(flow):
+def test_progress_counts_links(flow):
     ticks = []
-    flow.population_graph("y", tick=lambda: ticks.append(1))
+    flow.population_graph("y", advance=lambda: ticks.append(1))
     assert len(ticks) == flow.steps(None) == 3
     flow.attributions(None, "y", torch.zeros(30).long(), None, lambda: ticks.append(1))
     assert len(ticks) == 6

@@ -10,8 +10,10 @@ from toy_models import N, Net, no_hooks_of_ours
 
 from captum_nif import NIFAttribution
 from captum_nif.flow import independent_inputs
-from captum_nif.flow.independent_inputs import affordable, draw, receptive_fields
-from captum_nif.flow.population import Population, batches_of, run_population
+from captum_nif.flow.batches import batches_of
+from captum_nif.flow.independent_inputs import draw, max_draws
+from captum_nif.flow.population import Population, run_population
+from captum_nif.flow.receptive_fields import receptive_fields
 from captum_nif.graph.elements import Layer
 from captum_nif.tracing.dataflow import Structure
 
@@ -53,11 +55,11 @@ def test_each_layer_gives_what_its_modules_make_of_what_it_was_fed():
         ("9", "4", model[9:12], (16,)),
         ("12", "9", model[12:], (5,)),
     ]:
-        read = drawn.fed[source].view(50, *shape).clone()
+        read = drawn.passed_on[source].view(50, *shape).clone()
         wanted = modules(read).detach().flatten(1)
-        torch.testing.assert_close(drawn.given[name], wanted)
-        assert not torch.allclose(drawn.fed.get(name, wanted + 1), wanted)
-    assert torch.equal(drawn.given["input"], drawn.fed["input"])
+        torch.testing.assert_close(drawn.computed[name], wanted)
+        assert not torch.allclose(drawn.passed_on.get(name, wanted + 1), wanted)
+    assert torch.equal(drawn.computed["input"], drawn.passed_on["input"])
 
 
 def test_in_channels_last_and_in_double_precision():
@@ -67,11 +69,11 @@ def test_in_channels_last_and_in_double_precision():
     x = x.to(memory_format=torch.channels_last)
     found = draw(last, population(last, x), 30, 0, {})
     double = draw(model.double(), population(model, x.double()), 30, 0, {})
-    for name, value in wanted.given.items():
-        torch.testing.assert_close(found.given[name], value, rtol=1e-4, atol=1e-5)
-        assert double.given[name].dtype == torch.float64
+    for name, value in wanted.computed.items():
+        torch.testing.assert_close(found.computed[name], value, rtol=1e-4, atol=1e-5)
+        assert double.computed[name].dtype == torch.float64
         torch.testing.assert_close(
-            double.given[name].float(), value, rtol=1e-4, atol=1e-5
+            double.computed[name].float(), value, rtol=1e-4, atol=1e-5
         )
 
 
@@ -83,15 +85,17 @@ def test_branches_that_meet_each_read_what_was_fed():
     )
     model = Net(lambda m, x: m.parts(m.a(x).relu(), x), a=nn.Linear(4, 4), parts=block)
     drawn = draw(model, population(model, torch.randn(40, 4)), 64, 0, {})
-    x, h = drawn.fed["input"], drawn.fed["a"]
-    b = drawn.fed["parts.b"]
+    x, h = drawn.passed_on["input"], drawn.passed_on["a"]
+    b = drawn.passed_on["parts.b"]
     with torch.no_grad():
-        torch.testing.assert_close(drawn.given["a"], model.a(x).relu())
-        torch.testing.assert_close(drawn.given["parts.b"], model.parts.b(h).sigmoid())
+        torch.testing.assert_close(drawn.computed["a"], model.a(x).relu())
+        torch.testing.assert_close(
+            drawn.computed["parts.b"], model.parts.b(h).sigmoid()
+        )
         c = model.parts.c(torch.cat([h, b], 1))
-        torch.testing.assert_close(drawn.given["parts.c"], c)
-        c = drawn.fed["parts.c"]
-        torch.testing.assert_close(drawn.given["output"], c + x[:, :2])
+        torch.testing.assert_close(drawn.computed["parts.c"], c)
+        c = drawn.passed_on["parts.c"]
+        torch.testing.assert_close(drawn.computed["output"], c + x[:, :2])
 
 
 def test_each_call_of_a_shared_module_is_fed_on_its_own():
@@ -103,8 +107,8 @@ def test_each_call_of_a_shared_module_is_fed_on_its_own():
     drawn = draw(model, population(model, torch.randn(40, 4)), 64, 0, {})
     with torch.no_grad():
         for name, source in (("a", "input"), ("a:1", "a")):
-            wanted = model.a(drawn.fed[source]).relu()
-            torch.testing.assert_close(drawn.given[name], wanted)
+            wanted = model.a(drawn.passed_on[source]).relu()
+            torch.testing.assert_close(drawn.computed[name], wanted)
 
 
 def test_sequences_of_tokens():
@@ -113,16 +117,16 @@ def test_sequences_of_tokens():
     )
     drawn = draw(model, population(model, torch.randn(30, 5, 4)), 40, 0, {})
     with torch.no_grad():  # nodes are ordered by channel, then by place
-        wanted = model[0](drawn.fed["input"].view(40, 5, 4)).relu().mT.flatten(1)
-        torch.testing.assert_close(drawn.given["0"], wanted)
-        read = drawn.fed["0"].view(40, 6, 5).mT
-        torch.testing.assert_close(drawn.given["2"], model[2](read).mT.flatten(1))
+        wanted = model[0](drawn.passed_on["input"].view(40, 5, 4)).relu().mT.flatten(1)
+        torch.testing.assert_close(drawn.computed["0"], wanted)
+        read = drawn.passed_on["0"].view(40, 6, 5).mT
+        torch.testing.assert_close(drawn.computed["2"], model[2](read).mT.flatten(1))
 
 
 def test_values_are_drawn_from_the_background_node_by_node():
     x = torch.randn(500, 1).expand(-1, 3).clone()  # the same number thrice
     model = nn.Linear(3, 2)
-    fed = draw(model, population(model, x), 4096, 0, {}).fed["input"]
+    fed = draw(model, population(model, x), 4096, 0, {}).passed_on["input"]
     assert torch.isin(fed, x).all()
     r = torch.corrcoef(fed.T)
     # independent draws: the standard error of a correlation of 0 is 1 / 64
@@ -134,7 +138,7 @@ def test_members_of_a_group_are_drawn_together():
     x = torch.arange(50.0)[:, None] + torch.tensor([0.0, 1000.0, 2000.0])
     model = nn.Linear(3, 2)
     members = {"input": torch.tensor([0, 1, 0])}
-    fed = draw(model, population(model, x), 200, 0, members).fed["input"]
+    fed = draw(model, population(model, x), 200, 0, members).passed_on["input"]
     assert (fed[:, 2] - fed[:, 0] == 2000).all()
     assert (fed[:, 1] - fed[:, 0] != 1000).any()
 
@@ -147,13 +151,13 @@ def test_token_ids_come_in_whole_samples_and_embeddings_one_by_one():
     )
     ids, x = torch.randint(9, (30, 2)), torch.randn(30, 2)
     drawn = draw(model, population(model, (ids, x)), 60, 0, {})
-    assert torch.equal(drawn.fed["input0"], ids.repeat(2, 1))
+    assert torch.equal(drawn.passed_on["input0"], ids.repeat(2, 1))
     embedded = model.e(ids).detach().mT.flatten(1).repeat(2, 1)
-    torch.testing.assert_close(drawn.given["e"], embedded)
-    assert not torch.allclose(drawn.fed["e"], embedded)
-    read = drawn.fed["e"].view(60, 3, 2).mT.flatten(1)
-    wanted = model.c(torch.cat([read, drawn.fed["input1"]], 1)).detach()
-    torch.testing.assert_close(drawn.given["c"], wanted)
+    torch.testing.assert_close(drawn.computed["e"], embedded)
+    assert not torch.allclose(drawn.passed_on["e"], embedded)
+    read = drawn.passed_on["e"].view(60, 3, 2).mT.flatten(1)
+    wanted = model.c(torch.cat([read, drawn.passed_on["input1"]], 1)).detach()
+    torch.testing.assert_close(drawn.computed["c"], wanted)
 
 
 def test_further_arguments_follow_their_samples():
@@ -165,8 +169,8 @@ def test_further_arguments_follow_their_samples():
     people = population(model, torch.randn(10, 3), (scale, 2.5), size=4)
     drawn = draw(model, people, 25, 0, {})
     rows = torch.arange(25) % 10  # batches of 4, 4 and 2, over and over
-    wanted = model.a(drawn.fed["input"]) * scale[rows] + 2.5
-    torch.testing.assert_close(drawn.given["a"], wanted.detach())
+    wanted = model.a(drawn.passed_on["input"]) * scale[rows] + 2.5
+    torch.testing.assert_close(drawn.computed["a"], wanted.detach())
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
@@ -176,12 +180,12 @@ def test_as_many_draws_as_asked_for(size, draws):
     told = []
     people = population(model, torch.randn(40, 3), size=size)
     drawn = draw(model, people, draws, 0, {}, told.append)
-    for values in (*drawn.fed.values(), *drawn.given.values()):
+    for values in (*drawn.passed_on.values(), *drawn.computed.values()):
         assert len(values) == draws
     assert sum(told) >= draws
     with torch.no_grad():
-        wanted = model[:2](drawn.fed["input"])
-    torch.testing.assert_close(drawn.given["0"], wanted)
+        wanted = model[:2](drawn.passed_on["input"])
+    torch.testing.assert_close(drawn.computed["0"], wanted)
 
 
 def test_the_seed_decides():
@@ -189,10 +193,10 @@ def test_the_seed_decides():
     people = population(model, torch.randn(40, 3))
     first, again, other = (draw(model, people, 50, seed, {}) for seed in (1, 1, 2))
     for name in ("input", "0"):
-        assert torch.equal(first.fed[name], again.fed[name])
-        assert not torch.equal(first.fed[name], other.fed[name])
-    for name, value in first.given.items():
-        assert torch.equal(value, again.given[name])
+        assert torch.equal(first.passed_on[name], again.passed_on[name])
+        assert not torch.equal(first.passed_on[name], other.passed_on[name])
+    for name, value in first.computed.items():
+        assert torch.equal(value, again.computed[name])
 
 
 def by_rank(people, read, draws, seed, members):
@@ -218,17 +222,17 @@ def test_a_draw_is_of_the_sample_of_a_rank(members):
     for part in (people, people.subset(torch.arange(0, 30, 2))):
         found = draw(model, part, 300, 5, members)
         for name, wanted in by_rank(part, ("input", "0"), 300, 5, members).items():
-            assert torch.equal(found.fed[name], wanted)
+            assert torch.equal(found.passed_on[name], wanted)
 
 
 def test_draws_from_populations_that_are_alike_are_alike():
     model = nn.Linear(3, 2)
     x = torch.rand(1000, 3, generator=torch.Generator().manual_seed(1))
     people = population(model, x)
-    fed = draw(model, people, 500, 0, {}).fed["input"]
+    fed = draw(model, people, 500, 0, {}).passed_on["input"]
     part = people.subset((torch.arange(1000) % 10 != 3).nonzero().flatten())
-    again = draw(model, part, 500, 0, {}).fed["input"]
-    other = draw(model, part, 500, 1, {}).fed["input"]
+    again = draw(model, part, 500, 0, {}).passed_on["input"]
+    other = draw(model, part, 500, 1, {}).passed_on["input"]
     assert torch.isin(again, part.values["input"]).all()
     assert (fed - again).abs().max() < 0.05  # two quantiles, of 1000 and of 900
     assert (fed - other).abs().mean() > 0.3  # 1/3, if independent
@@ -238,11 +242,11 @@ def test_some_of_the_draws_are_as_among_all():
     model, kept = cnn(), torch.tensor([0, 3, 4, 17, 30, 49])
     people = population(model, torch.randn(20, 2, 8, 8))
     every, some = (draw(model, people, 50, 2, {}, kept=x) for x in (None, kept))
-    for name, values in every.fed.items():
+    for name, values in every.passed_on.items():
         if name != "12":  # the output, which nothing reads, is not drawn
-            assert torch.equal(some.fed[name], values[kept])
-    for name, values in every.given.items():
-        torch.testing.assert_close(some.given[name], values[kept])
+            assert torch.equal(some.passed_on[name], values[kept])
+    for name, values in every.computed.items():
+        torch.testing.assert_close(some.computed[name], values[kept])
 
 
 def test_draws_do_not_depend_on_how_the_background_is_cut():
@@ -250,7 +254,7 @@ def test_draws_do_not_depend_on_how_the_background_is_cut():
     x = torch.randn(40, 3)
     one, other = (draw(model, population(model, x, size=n), 90, 0, {}) for n in (7, 40))
     for name in ("input", "0"):
-        torch.testing.assert_close(one.fed[name], other.fed[name])
+        torch.testing.assert_close(one.passed_on[name], other.passed_on[name])
 
 
 # --- how much chance there is in it ---------------------------------------------------
@@ -393,10 +397,10 @@ def test_too_many_neurons_for_memory():
         Structure((Layer("x", 10**7, "input"),), ()), {"x": vast}, (torch.float64,)
     )
     with pytest.raises(ValueError, match=r"all 10,000,000 neurons.*only 13 draws"):
-        affordable(people, 4096)
-    assert affordable(people, 13) == 13
+        max_draws(people, 4096)
+    assert max_draws(people, 13) == 13
     small = Population(people.structure, {"x": vast[:, :10]}, people.dtypes)
-    assert affordable(small, 4096) == 4096
+    assert max_draws(small, 4096) == 4096
 
 
 def test_a_network_too_large_is_refused_before_work_begins(monkeypatch):
@@ -419,11 +423,13 @@ class LastState(nn.Module):
         return self.fc(self.lstm(x)[1][0][-1])
 
 
-@pytest.mark.parametrize("options", [{"inputs": "independent"}, {"nodes": "neuron"}])
+@pytest.mark.parametrize("options", [{"sampling": "independent"}, {"nodes": "neuron"}])
 def test_states_apart_from_the_sequence_are_refused(options):
     nif = NIFAttribution(LastState(), **options)
-    advice = "inputs='observed' and nodes='channel'"
-    with pytest.raises(NotImplementedError, match=f"'lstm' hands on several.*{advice}"):
+    advice = "sampling='observed' and nodes='channel'"
+    with pytest.raises(
+        NotImplementedError, match=f"'lstm' passes on several.*{advice}"
+    ):
         nif.fit(torch.randn(40, 4, 3))
     assert not nif.is_fitted
     NIFAttribution(LastState()).fit(torch.randn(40, 4, 3))  # as advised
@@ -456,7 +462,7 @@ def test_another_path_for_independent_inputs_is_refused(other):
     model = Net(run, a=nn.Linear(2, 3), b=nn.Linear(3, 2))
     x = torch.randn(200, 1).expand(-1, 2).clone()
     with pytest.raises((ValueError, NotImplementedError)) as caught:
-        NIFAttribution(model, inputs="independent").fit(x)
+        NIFAttribution(model, sampling="independent").fit(x)
     assert "path" in str(caught.value) or "independent inputs" in str(caught.value)
 
 
@@ -484,7 +490,6 @@ def test_an_exception_leaves_nothing_behind(rng_untouched):
     def run(m, x):
         m.calls += 1
         if m.calls > 2:
-            torch.rand(1)
             raise KeyError("own error of the model")
         return m.b(F.relu(m.a(x)))
 

@@ -1,53 +1,49 @@
 """Options: what was given, else what the preset says, else the default."""
 
+import copy
+import pickle
+from dataclasses import fields, replace
+
 import pytest
+import torch
 from toy_models import mlp
 
 from captum_nif import EDGE, GaussianCopula, MixedKSG, NIFAttribution
-from captum_nif.flow.options import DEFAULTS, PRESETS, chosen
+from captum_nif.flow.options import NOT_GIVEN, PRESETS, Options, chosen
 
 
 def test_nothing_given_is_the_default():
-    assert chosen(None) == DEFAULTS
-    assert chosen(None, **{**DEFAULTS, "estimator": None}) == DEFAULTS
+    assert chosen(None, {}) == Options()
+    assert chosen(None, {"estimator": None, "beta": NOT_GIVEN}) == Options()
 
 
 def test_presets_differ_from_the_defaults_in_what_they_say():
-    paper = chosen("paper")
-    assert paper == {
-        **DEFAULTS,
-        "estimator": MixedKSG(formula="paper"),
-        "beta": 5e-4,
-        "normalize": None,
-    }
-    faithful = chosen("faithful")
-    assert faithful == {
-        "estimator": GaussianCopula(marginals="standard"),
-        "relevance": "pairwise",
-        "beta": 0.0,
-        "normalize": None,
-        "scale": "correlation",
-        "nodes": "neuron",
-        "inputs": "independent",
-    }
+    assert chosen("paper", {}) == replace(
+        Options(), estimator=MixedKSG(formula="paper"), beta=5e-4, normalize=None
+    )
+    assert chosen("faithful", {}) == Options(
+        estimator=GaussianCopula(marginals="standard"),
+        normalize=None,
+        scale="correlation",
+        nodes="neuron",
+        sampling="independent",
+    )
 
 
-def test_what_is_given_comes_before_the_preset():
-    found = chosen("faithful", estimator=EDGE(), normalize="auto")
-    assert found == {**chosen("faithful"), "estimator": EDGE()}
-    assert chosen("paper", beta=0.1)["beta"] == 0.1
-
-
-def test_presets_and_defaults_are_not_changed():
-    before = dict(DEFAULTS), {name: dict(x) for name, x in PRESETS.items()}
-    chosen("faithful", estimator=EDGE())["beta"] = 3.0
-    assert before == (DEFAULTS, PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_given_overrides_a_preset_also_where_it_equals_the_default(preset):
+    for name in PRESETS[preset]:
+        default = getattr(Options(), name)
+        found = chosen(preset, {name: default})
+        expected = None if found.scale == "correlation" else default
+        assert getattr(found, name) == (expected if name == "normalize" else default)
 
 
 @pytest.mark.parametrize("normalize", ["auto", None])
 def test_correlations_are_multiplied_as_they_are(normalize):
-    assert chosen(None, scale="correlation", normalize=normalize)["normalize"] is None
-    assert chosen(None, normalize=normalize)["normalize"] == normalize
+    given = {"normalize": normalize}
+    assert chosen(None, {"scale": "correlation", **given}).normalize is None
+    assert chosen(None, given).normalize == normalize
 
 
 @pytest.mark.parametrize(
@@ -56,7 +52,7 @@ def test_correlations_are_multiplied_as_they_are(normalize):
         ({"preset": "best"}, r"`preset`.*'paper', 'faithful'.*'best'"),
         ({"scale": "bits"}, r"`scale`.*'nats', 'correlation'; got 'bits'"),
         ({"nodes": "pixel"}, r"`nodes`.*'channel', 'neuron'; got 'pixel'"),
-        ({"inputs": "shuffled"}, r"`inputs`.*'observed', 'independent'; got 'shuf"),
+        ({"sampling": "shuffled"}, r"`sampling`.*'observed', 'independent'; got 'shuf"),
         ({"normalize": "column"}, r"`normalize`.*'auto'.*'node'; got 'column'"),
         ({"nodes": ["neuron"]}, r"`nodes`.*got \['neuron'\]"),
         ({"scale": "correlation", "beta": 0.1}, r"`beta` = 0.1.*scale='nats'"),
@@ -72,5 +68,41 @@ def test_what_is_unknown_or_excluded_is_refused(options, message):
 
 def test_the_method_holds_what_was_chosen():
     nif = NIFAttribution(mlp(), preset="faithful", estimator=EDGE())
-    held = {name: getattr(nif, name) for name in DEFAULTS}
-    assert held == chosen("faithful", estimator=EDGE())
+    assert nif.options == chosen("faithful", {"estimator": EDGE()})
+    for field in fields(Options):
+        assert getattr(nif, field.name) == getattr(nif.options, field.name)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Options)])
+def test_options_are_fixed_and_the_message_says_what_to_do(name):
+    nif = NIFAttribution(mlp())
+    with pytest.raises(AttributeError, match=rf"`{name}`.*with_options\({name}="):
+        setattr(nif, name, None)
+    assert nif.options == Options()
+
+
+def test_with_options_keeps_what_was_given_and_is_not_fitted():
+    nif = NIFAttribution(mlp(), preset="paper", seed=3).fit(torch.randn(40, 4))
+    other = nif.with_options(beta=0.0)
+    assert other.options == replace(nif.options, beta=0.0)
+    assert (other.seed, other.is_fitted, nif.beta) == (3, False, 5e-4)
+    assert nif.with_options(preset=None).options == Options(seed=3)
+    with pytest.raises(TypeError, match="gamma"):
+        nif.with_options(gamma=1.0)
+
+
+def pickled(x):
+    return pickle.loads(pickle.dumps(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_copies_explain_as_the_original_does(copied, preset):
+    model, x = mlp(), torch.randn(60, 4)
+    nif = NIFAttribution(model, preset=preset, draws=300)
+    assert copied(nif).options == nif.options
+    other = copied(nif.fit(x))
+    assert other.is_fitted
+    assert other.forward_func is not model
+    assert torch.equal(other.attribute(x[:4], 1), nif.attribute(x[:4], 1))
+    assert other.flow() == nif.flow()

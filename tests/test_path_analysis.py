@@ -126,13 +126,15 @@ def two_branches():
 NETWORKS = {"chain": (network, (4,)), "branches": (two_branches, (3, 2))}
 
 
-@pytest.mark.parametrize("inputs", ["observed", "independent"])
+@pytest.mark.parametrize("sampling", ["observed", "independent"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_attributions_are_sums_over_listed_paths(name, inputs):
+def test_attributions_are_sums_over_listed_paths(name, sampling):
     make, widths = NETWORKS[name]
     model = make()
     x = tuple(torch.randn(100, width) for width in widths)
-    nif = NIFAttribution(model, scale="correlation", inputs=inputs, estimator=COPULA)
+    nif = NIFAttribution(
+        model, scale="correlation", sampling=sampling, estimator=COPULA
+    )
     basis, _ = nif.fit(x)._fitted
     flow, graph = basis.flow, nif.flow()
     end = graph.layers[-1].name
@@ -144,7 +146,7 @@ def test_attributions_are_sums_over_listed_paths(name, inputs):
         for layer in graph.layers:
             value = observed[layer.name][i]
             # a layer hands on values of the background, and gives others when fed
-            moved = deviations(value, flow.fed[layer.name])
+            moved = deviations(value, flow.passed_on[layer.name])
             entered[layer.name] = moved.tolist()
             came = deviations(value, flow.values[layer.name]).tolist()
             for j in range(layer.size):
@@ -207,7 +209,9 @@ def images(count=256):
 
 def faithful(model, x, extra=None):
     """Fitted in large batches, so that independent inputs take few passes."""
-    return NIFAttribution(model, preset="faithful").fit(x, extra, batch_size=len(x))
+    return NIFAttribution(model, preset="faithful").fit(
+        x, additional_forward_args=extra, batch_size=len(x)
+    )
 
 
 EXAMPLES = {
@@ -223,10 +227,10 @@ def flat(attributions):
 
 
 @pytest.mark.parametrize("example", ["cnn", "resnet", "two inputs"])
-@pytest.mark.parametrize("inputs", ["observed", "independent"])
+@pytest.mark.parametrize("sampling", ["observed", "independent"])
 @pytest.mark.parametrize("nodes", ["channel", "neuron"])
 @pytest.mark.parametrize("scale", ["nats", "correlation"])
-def test_attributions_are_the_path_sums_of_the_graphs(example, inputs, nodes, scale):
+def test_attributions_are_the_path_sums_of_the_graphs(example, sampling, nodes, scale):
     make, data = EXAMPLES[example]
     model, x = make(), data()
     nif = NIFAttribution(
@@ -234,7 +238,7 @@ def test_attributions_are_the_path_sums_of_the_graphs(example, inputs, nodes, sc
         estimator=COPULA,
         scale=scale,
         nodes=nodes,
-        inputs=inputs,
+        sampling=sampling,
     ).fit(x, batch_size=256)
     first = tuple(part[:4] for part in x) if isinstance(x, tuple) else x[:4]
     targets = [0, 1, 1, 0]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import threading
+import warnings
 import weakref
 
 import numpy as np
@@ -23,6 +26,7 @@ from toy_models import (
 )
 
 from captum_nif.tracing.tracer import trace
+from conftest import rng_state
 
 
 def state_of(model):
@@ -67,16 +71,73 @@ def test_a_training_model_keeps_its_buffers_and_the_random_state(rng_untouched):
     assert x.grad is None
 
 
-def test_models_that_draw_random_numbers_leave_no_mark(rng_untouched):
+def test_a_model_that_draws_moves_the_generators_on_as_any_call_does():
     model = Net(
         lambda m, x: (
             m.a(x) * random.random() + np.random.rand() + torch.rand(2)  # noqa: NPY002
         ),
         a=nn.Linear(4, 2),
     )
-    x = torch.randn(N, 4)
-    with rng_untouched():
+    x, after = torch.randn(N, 4), []
+    for run in (model, lambda x: trace(model, (x,))):
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+        run(x)
+        after.append(rng_state())
+    assert after[0] == after[1]
+
+
+def test_numbers_that_other_threads_draw_meanwhile_are_not_repeated():
+    model, x = ResNet().eval(), torch.randn(N, 1, 8, 8)
+    drawn, stop = [], threading.Event()
+
+    def draw():
+        while not stop.is_set():
+            numpys = np.random.rand()  # noqa: NPY002
+            torchs = float(torch.rand((), dtype=torch.float64))
+            drawn.append((random.random(), numpys, torchs))
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    for _ in range(20):
         trace(model, (x,))
+    stop.set()
+    thread.join()
+    assert drawn
+    for numbers in zip(*drawn, strict=True):
+        assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_no_locks_and_no_hooks_of_other_threads():
+    model, x = mlp(), torch.randn(N, 4)
+    inside, forked = threading.Event(), threading.Event()
+
+    def wait(*_):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            forked.wait(30)
+
+    model[2].register_forward_hook(wait)
+    thread = threading.Thread(target=trace, args=(model, (x,)))
+    thread.start()
+    inside.wait(30)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_trace_and_exit, args=(model, x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork
+        child.start()
+    forked.set()
+    child.join(60)
+    thread.join()
+    assert child.exitcode == 0
+    assert no_hooks_of_ours(model)
+
+
+def _trace_and_exit(model, x):
+    assert len(model[0]._forward_hooks) == 0
+    assert set(trace(model, (x,)).structure.links) == arrows("input > 0 > 2 > 4")
 
 
 def test_buffers_of_a_model_in_evaluation_mode_are_put_back():

@@ -88,7 +88,7 @@ def test_pvalues_are_of_groups_and_of_any_rule(tmp_path):
 
 def test_significance_is_of_the_population():
     x = background()
-    with pytest.raises(ValueError, match=r"call `flow\(significance=True\)` without"):
+    with pytest.raises(ValueError, match=r"`population_graph\(significance=True\)`"):
         NIFAttribution(net()).fit(x).flow(x[:2], significance=True)
 
 

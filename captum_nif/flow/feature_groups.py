@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_nif.flow.checks import counted
+from captum_nif._messages import counted
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.path_sums import at_least_single
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from captum._utils.progress import progress
 from torch import Tensor, nn
 
+from captum_nif._captum import progress
+from captum_nif.flow.batches import Background, Batches, batches_of, cut
 from captum_nif.flow.checks import (
     check_inputs,
     check_own_population,
@@ -22,23 +23,18 @@ from captum_nif.flow.checks import (
     warn_if_training,
 )
 from captum_nif.flow.feature_groups import FeatureGroups, feature_groups
-from captum_nif.flow.independent_inputs import affordable, draw, receptive_fields
+from captum_nif.flow.independent_inputs import draw, max_draws
 from captum_nif.flow.information import Flow
-from captum_nif.flow.link_weights import LinkRule
-from captum_nif.flow.options import Inputs, Scale
+from captum_nif.flow.options import Options
 from captum_nif.flow.path_analysis import CorrelationFlow
 from captum_nif.flow.population import (
-    Background,
-    Batches,
-    Modules,
     Population,
     averaged,
-    batches_of,
     channel_averages,
-    cut,
     places,
     run_population,
 )
+from captum_nif.flow.receptive_fields import receptive_fields
 from captum_nif.flow.significance import leave_groups_out
 from captum_nif.graph.elements import Layer
 from captum_nif.tracing.record import Nodes
@@ -61,24 +57,11 @@ class Setup:
 
     Args:
         model (Module): the trained network.
-        layers (list of str or Module, optional): see
-            :func:`captum_nif.tracing.tracer.find_layers`.
-        rule (LinkRule): how a link's weight is computed.
-        scale (str): of the weights: ``"nats"``, or signed Linfoot ``"correlation"``.
-        nodes (str): of hidden layers: ``"channel"`` averages, or every ``"neuron"``.
-        inputs (str): what layers are fed: ``"observed"`` values, or ``"independent"``.
-        draws (int): how many independent inputs are drawn.
-        seed (int): of these draws.
+        options (Options): the choices that make up the method.
     """
 
     model: nn.Module
-    layers: Modules
-    rule: LinkRule
-    scale: Scale = "nats"
-    nodes: Nodes = "channel"
-    inputs: Inputs = "observed"
-    draws: int = 4096
-    seed: int = 0
+    options: Options
 
     def of_background(
         self,
@@ -110,16 +93,18 @@ class Setup:
         population = self._run(batches, "the batch")
         self._check_size(population, "The batch")
         flow = self.flow(population, feature_mask)
-        return Basis(population, flow, is_batch=self.inputs == "observed")
+        return Basis(population, flow, is_batch=self.options.sampling == "observed")
 
     def _run(self, batches: Batches, what: str) -> Population:
         # what is drawn are the values of neurons
-        nodes: Nodes = "neuron" if self.inputs == "independent" else self.nodes
-        return run_population(self.model, batches, self.layers, what, nodes)
+        nodes: Nodes = (
+            "neuron" if self.options.sampling == "independent" else self.options.nodes
+        )
+        return run_population(self.model, batches, self.options.layers, what, nodes)
 
     def _check_size(self, population: Population, what: str) -> None:
         """Refuses fewer samples than the estimator can work with."""
-        estimator = self.rule.estimator
+        estimator = self.options.estimator
         if population.size < estimator.min_samples:
             raise ValueError(
                 f"{what} has {population.size} samples, and {estimator!r} needs at "
@@ -138,10 +123,10 @@ class Setup:
         if feature_mask is not None:
             groups = feature_groups(feature_mask, population.inputs)
         fields = {}
-        if self.inputs == "independent":
-            affordable(population, self.draws)  # before what may take long
-        if self.nodes == "neuron":
-            fields = receptive_fields(self.model, population, self.seed)
+        if self.options.sampling == "independent":
+            max_draws(population, self.options.draws)  # before what may take long
+        if self.options.nodes == "neuron":
+            fields = receptive_fields(self.model, population, self.options.seed)
             fields = {ends: x for ends, x in fields.items() if ends[0] not in groups}
         return self._flow(population, groups, fields, None, bar)
 
@@ -156,13 +141,15 @@ class Setup:
         """
         population, flow = basis.population, basis.flow
         left: Iterable[Tensor | None] = [None] * groups
-        if self.inputs == "independent":
-            left = leave_groups_out(affordable(population, self.draws), groups, seed)
+        if self.options.sampling == "independent":
+            left = leave_groups_out(
+                max_draws(population, self.options.draws), groups, seed
+            )
         rest = leave_groups_out(population.size, groups, seed)
-        for kept, draws in zip(rest, left, strict=True):
+        for kept, kept_draws in zip(rest, left, strict=True):
             part = population.subset(kept)
             self._check_size(part, f"The background without one of {groups} groups")
-            yield self._flow(part, flow.groups, flow.fields, draws)
+            yield self._flow(part, flow.groups, flow.fields, kept_draws)
 
     def _flow(
         self,
@@ -173,35 +160,39 @@ class Setup:
         bar: bool = False,
     ) -> Flow:
         """The flow of a population, from these of its draws."""
-        kind = CorrelationFlow if self.scale == "correlation" else Flow
-        if self.inputs == "observed":
+        rule = self.options.rule
+        kind = CorrelationFlow if self.options.scale == "correlation" else Flow
+        if self.options.sampling == "observed":
             values = population.values
-            return kind(population.structure, values, self.rule, groups, None, fields)
+            return kind(population.structure, values, rule, groups, None, fields)
         together = {name: group.members for name, group in groups.items()}
-        if self.nodes == "channel":
+        if self.options.nodes == "channel":
             for layer in population.structure.layers:
                 if layer.kind == "hidden":
                     of_channel = torch.arange(layer.shape[0])
                     members = of_channel.repeat_interleave(places(layer))
                     together[layer.name] = members
-        total = affordable(population, self.draws)
+        total = max_draws(population, self.options.draws)
         with progress(
             desc="NIF independent inputs", total=total, disable=not bar
         ) as drawn:
             found = draw(
                 self.model,
                 population,
-                self.draws,
-                self.seed,
+                self.options.draws,
+                self.options.seed,
                 together,
                 drawn.update,
                 draws,
             )
-        structure, given, fed = population.structure, found.given, found.fed
-        if self.nodes == "channel":
-            given, fed = (channel_averages(structure, x) for x in (given, fed))
+        structure = population.structure
+        computed, passed_on = found.computed, found.passed_on
+        if self.options.nodes == "channel":
+            computed, passed_on = (
+                channel_averages(structure, x) for x in (computed, passed_on)
+            )
             structure = averaged(structure)
-        return kind(structure, given, self.rule, groups, fed, fields)
+        return kind(structure, computed, rule, groups, passed_on, fields)
 
     def query(
         self,
@@ -219,19 +210,19 @@ class Setup:
 
     def own_query(self, basis: Basis) -> Mapping[str, Tensor] | None:
         """Node values of the population; None where its samples explain each other."""
-        if self.inputs == "observed":
+        if self.options.sampling == "observed":
             return None
         return self._of_nodes(basis.population)
 
     def _of_nodes(self, population: Population) -> Mapping[str, Tensor]:
-        if self.nodes == "channel":
+        if self.options.nodes == "channel":
             return channel_averages(population.structure, population.values)
         return population.values
 
     def end(self, basis: Basis, layer: object) -> Layer:
         """The layer whose nodes are explained: by name, by module, or the output."""
         structure = basis.population.structure
-        if self.nodes == "channel":
+        if self.options.nodes == "channel":
             structure = averaged(structure)
         if layer is None:
             return structure.output

@@ -32,11 +32,11 @@ _BUDGET = 1 << 25
 _UNFITTED_BUDGET = 1 << 28
 """The same where the batch is its own population, and cannot be cut (2 GiB)."""
 
-Tick = Callable[[], object]
+Advance = Callable[[], object]
 
 
-def no_tick() -> None:
-    """For those who do not want to know how far the work has come."""
+def ignore_progress() -> None:
+    """Where nobody watches."""
 
 
 class Ends(NamedTuple):
@@ -54,11 +54,11 @@ class Flow:
 
     Args:
         structure (Structure): layers and links.
-        values (Mapping): values of each layer's nodes, [N, size], by name.
+        values (Mapping): values that each layer computed, [N, size], by name.
         rule (LinkRule): how a link's weight is computed.
         groups (Mapping): feature groups by input, empty for single elements.
-        fed (Mapping, optional): values that each layer handed on to its readers, if
-            these are others than it gave.
+        passed_on (Mapping, optional): values that each layer passed on to its readers,
+            if these are others than it computed.
         fields (Mapping, optional): bool, [places of the source, places of the target],
             by link: where nodes can be linked at all.
     """
@@ -69,7 +69,7 @@ class Flow:
         values: Mapping[str, Tensor],
         rule: LinkRule,
         groups: Mapping[str, FeatureGroups] | None = None,
-        fed: Mapping[str, Tensor] | None = None,
+        passed_on: Mapping[str, Tensor] | None = None,
         fields: Mapping[tuple[str, str], Tensor] | None = None,
     ) -> None:
         self.groups = dict(groups or {})
@@ -83,7 +83,7 @@ class Flow:
         ]
         self.links = [Ends(*link) for link in structure.links]
         self.values = self._grouped(values)
-        self.fed = self.values if fed is None else self._grouped(fed)
+        self.passed_on = self.values if passed_on is None else self._grouped(passed_on)
         self._prepared: dict[tuple[str, bool], Prepared] = {}
         self._sizes = {layer.name: layer.size for layer in self.layers}
         into: dict[str, int] = {}
@@ -103,19 +103,19 @@ class Flow:
         targets = [link.target for link in self.links]
         return len(set(targets)) == len(targets)
 
-    def prepare(self, tick: Tick = no_tick) -> None:
+    def prepare(self, advance: Advance = ignore_progress) -> None:
         """Does once what all links share: ranking and sorting every layer's values.
 
         Args:
-            tick (Callable): called once per link.
+            advance (Callable): called once per link.
         """
         for source, target in self.links:
             self._ready_source(source)
             self._ready_target(target)
-            tick()
+            advance()
 
     def population_graph(
-        self, end: str, node: int | None = None, tick: Tick = no_tick
+        self, end: str, node: int | None = None, advance: Advance = ignore_progress
     ) -> FlowGraph:
         """The graph whose links carry mutual information, in nats.
 
@@ -123,7 +123,7 @@ class Flow:
             end (str): the layer where the graph ends.
             node (int or None): keep only what flows into this node of ``end``; None
                 keeps all.
-            tick (Callable): called once per link.
+            advance (Callable): called once per link.
         """
         layers, ends = self._up_to(end)
         weight_of = self._population_weights()
@@ -131,13 +131,16 @@ class Flow:
         for link in ends:
             weight = weight_of(link)
             if node is not None and link.target == end:
-                weight = only(weight, torch.tensor(node))
+                weight = into_nodes(weight, torch.tensor(node))
             links.append(Link(*link, weight))
-            tick()
+            advance()
         return FlowGraph(layers, links)
 
     def with_pvalues(
-        self, graph: FlowGraph, draws: int | None = None, tick: Tick = no_tick
+        self,
+        graph: FlowGraph,
+        draws: int | None = None,
+        advance: Advance = ignore_progress,
     ) -> FlowGraph:
         """A population graph of this flow, with the p-values of its links.
 
@@ -147,19 +150,19 @@ class Flow:
         Args:
             graph (FlowGraph): as :meth:`population_graph` gave it.
             draws (int, optional): null values in a table; by default, by the links.
-            tick (Callable): called once per link.
+            advance (Callable): called once per link.
         """
         links = []
         for link in graph.links:
             pvalue = link_pvalues(
                 self.rule.estimator,
-                self.fed[link.source],
+                self.passed_on[link.source],
                 self.values[link.target],
                 draws=draws,
             )
             connected = link.weight.to_dense() != 0
             links.append(replace(link, pvalue=torch.where(connected, pvalue, 1.0)))
-            tick()
+            advance()
         return FlowGraph(graph.layers, links)
 
     def _population_weights(self) -> WeightOf:
@@ -170,7 +173,7 @@ class Flow:
         def weight_of(link: Ends) -> Tensor:
             source, target = link
             if source not in redundancy:
-                redundancy[source] = self.rule.redundancy(self.fed[source])
+                redundancy[source] = self.rule.redundancy(self.passed_on[source])
             weight = self.rule.population(
                 self._ready_source(source),
                 self._ready_target(target),
@@ -185,7 +188,7 @@ class Flow:
         query: Mapping[str, Tensor] | None,
         end: str,
         nodes: Tensor | None,
-        tick: Tick = no_tick,
+        advance: Advance = ignore_progress,
     ) -> list[FlowGraph]:
         """One graph per sample, whose links carry its pointwise mutual information.
 
@@ -195,7 +198,7 @@ class Flow:
             end (str): the layer where the graph ends.
             nodes (Tensor or None): keep only what flows into these nodes of ``end``,
                 [S]; None keeps all.
-            tick (Callable): called once per link and block of samples.
+            advance (Callable): called once per link and block of samples.
         """
         graphs = []
         layers, ends = self._up_to(end)
@@ -204,9 +207,9 @@ class Flow:
             for link in ends:
                 weight = weight_of(link)
                 if nodes is not None and link.target == end:
-                    weight = only(weight, nodes[part])
+                    weight = into_nodes(weight, nodes[part])
                 links.append([Link(*link, single) for single in weight.unbind()])
-                tick()
+                advance()
             graphs += [FlowGraph(layers, own) for own in zip(*links, strict=True)]
         return graphs
 
@@ -216,7 +219,7 @@ class Flow:
         end: str,
         nodes: Tensor,
         normalize: Normalization | None,
-        tick: Tick = no_tick,
+        advance: Advance = ignore_progress,
     ) -> dict[str, Tensor]:
         """Path sums (Eq. 4) of each sample's graph from each input to its node.
 
@@ -226,7 +229,7 @@ class Flow:
             nodes (Tensor): the node of ``end`` that each sample explains, [S].
             normalize (str or None): as in
                 :func:`captum_nif.graph.path_sums.backward_sums`.
-            tick (Callable): called once per link and block of samples.
+            advance (Callable): called once per link and block of samples.
 
         Returns:
             dict of str to Tensor: float64, [S, elements of the input], by input.
@@ -237,12 +240,12 @@ class Flow:
         for part, weight_of in self._blocks(query):
             seed = one_hot(nodes[part].to(device), self._sizes[end]).double()
 
-            def ticking(link: Ends, of: WeightOf = weight_of) -> Tensor:
-                tick()
+            def weight_and_advance(link: Ends, of: WeightOf = weight_of) -> Tensor:
+                advance()
                 return of(link)
 
             found = backward_sums(
-                self.layers, self.links, end, seed, ticking, normalize
+                self.layers, self.links, end, seed, weight_and_advance, normalize
             )
             for name in inputs:
                 sums[name].append(found[name])
@@ -256,7 +259,7 @@ class Flow:
         classes: Tensor,
         end: str,
         normalize: Normalization | None,
-        tick: Tick = no_tick,
+        advance: Advance = ignore_progress,
     ) -> dict[str, Tensor]:
         """Path sums to each node of a layer over links averaged for its samples.
 
@@ -267,7 +270,7 @@ class Flow:
             end (str): the layer where paths end.
             normalize (str or None): as in
                 :func:`captum_nif.graph.path_sums.backward_sums`.
-            tick (Callable): called once per link.
+            advance (Callable): called once per link.
 
         Returns:
             dict of str to Tensor: float64, [nodes of ``end``, nodes of the input].
@@ -285,7 +288,7 @@ class Flow:
             )
             for part, weight_of in blocks:
                 sums.index_add_(0, classes[part], weight_of(link))
-            tick()
+            advance()
             return sums / torch.bincount(classes)[:, None, None]
 
         seed = torch.eye(self._sizes[end], dtype=torch.float64).to(classes.device)
@@ -310,7 +313,7 @@ class Flow:
         return layers, [link for link in self.links if link.target in needed]
 
     def steps(self, query: Mapping[str, Tensor] | None) -> int:
-        """How often a tick is called for these queries, at most."""
+        """How often `advance` is called for these queries, at most."""
         if query is None:
             return len(self.links)
         samples = len(next(iter(query.values())))
@@ -348,7 +351,7 @@ class Flow:
             source, target = link
             if source not in redundancy:
                 redundancy[source] = self.rule.redundancy(
-                    self.fed[source],
+                    self.passed_on[source],
                     None if query is None else query[source],
                     pointwise=True,
                 )
@@ -378,15 +381,17 @@ class Flow:
             self.rule.check_size(source, self._sizes[source])
 
     def _ready_source(self, name: str) -> Prepared:
-        return self._ready(name, self.fed, self.fed is not self.values)
+        return self._ready(name, self.passed_on, self.passed_on is not self.values)
 
     def _ready_target(self, name: str) -> Prepared:
         return self._ready(name, self.values, False)
 
-    def _ready(self, name: str, values: Mapping[str, Tensor], fed: bool) -> Prepared:
-        if (name, fed) not in self._prepared:
-            self._prepared[name, fed] = self.rule.estimator.prepare(values[name])
-        return self._prepared[name, fed]
+    def _ready(
+        self, name: str, values: Mapping[str, Tensor], overridden: bool
+    ) -> Prepared:
+        if (name, overridden) not in self._prepared:
+            self._prepared[name, overridden] = self.rule.estimator.prepare(values[name])
+        return self._prepared[name, overridden]
 
     def _grouped(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # an input that no layer reads as numbers (token ids) is no variable
@@ -403,7 +408,7 @@ class Flow:
         return self.groups[name].spread(sums) if name in self.groups else sums
 
 
-def only(weight: Tensor, nodes: Tensor) -> Tensor:
+def into_nodes(weight: Tensor, nodes: Tensor) -> Tensor:
     """Weights, [..., a, b], with 0 for all target nodes but one per sample, [...].
 
     Sparse weights, [a, b], are those of one sample.

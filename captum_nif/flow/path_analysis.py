@@ -2,8 +2,8 @@ r"""Path analysis: flow on the scale of correlation, for populations and samples
 
 The links of the population graph are signed Linfoot correlations
 (:mod:`captum_nif.flow.linfoot`). A sample enters by how far its values deviate from the
-population's, in standard deviations: :math:`\xi_a` for node a as a layer hands it on,
-:math:`\eta_b` for node b as its layer gives it. The links into b predict
+population's, in standard deviations: :math:`\xi_a` for node a as a layer passes it on,
+:math:`\eta_b` for node b as its layer computes it. The links into b predict
 
 .. math:: \hat\eta_b = \sum_{a \to b} r_{ab} \, \xi_a
 
@@ -21,7 +21,7 @@ fires as predicted passes on all. The attribution of input element i to node j i
 
 in standard deviations of j: in a linear network of uncorrelated units, where all gains
 are 1, the sum over i is exactly the deviation of j (Wright, 1934). Where units are
-correlated, a layer's deviations are others when it is fed independently, and the sum
+correlated, a layer's deviations are others when its inputs are independent, and the sum
 keeps its sign and order rather than its scale. To first order
 :math:`r \xi \eta` is the pointwise mutual information of a Gaussian pair, and dividing
 by :math:`\eta` of the target, as each link here does, makes the factors of a path
@@ -39,7 +39,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from captum_nif.flow.information import Ends, Flow, Tick, WeightOf, no_tick, only
+from captum_nif.flow.information import (
+    Advance,
+    Ends,
+    Flow,
+    WeightOf,
+    ignore_progress,
+    into_nodes,
+)
 from captum_nif.flow.linfoot import signed_linfoot
 from captum_nif.graph.elements import Link, sorted_sparse
 from captum_nif.graph.field_matrix import FieldMatrix
@@ -79,13 +86,13 @@ class CorrelationFlow(Flow):
     def _known_moments(self) -> dict[tuple[str, bool], _Moments]:
         return {}
 
-    def prepare(self, tick: Tick = no_tick) -> None:
+    def prepare(self, advance: Advance = ignore_progress) -> None:
         """Estimates all links, and what every explanation needs besides."""
         for link in self.links:
             self._correlation(link)
-            self._moments(link.source, fed=True)
-            self._moments(link.target, fed=False)
-            tick()
+            self._moments(link.source, passed_on=True)
+            self._moments(link.target, passed_on=False)
+            advance()
 
     def _population_weights(self) -> WeightOf:
         return self._weight
@@ -95,7 +102,7 @@ class CorrelationFlow(Flow):
         query: Mapping[str, Tensor] | None,
         end: str,
         nodes: Tensor | None,
-        tick: Tick = no_tick,
+        advance: Advance = ignore_progress,
     ) -> list[FlowGraph]:
         """One graph per sample, whose path sums are its attributions.
 
@@ -104,20 +111,20 @@ class CorrelationFlow(Flow):
         """
         layers, ends = self._up_to(end)
         inputs = {layer.name for layer in layers if layer.kind == "input"}
-        fed, gains = self._sample(query)
+        deviations, gains = self._sample(query)
         links: list[list[Link]] = []
         for link in ends:
             weight = self._weight(link)
             own = []
-            for i in range(len(fed[link.source])):
-                source = fed[link.source][i] if link.source in inputs else None
+            for i in range(len(deviations[link.source])):
+                source = deviations[link.source][i] if link.source in inputs else None
                 target = gains[link.target][i] if link.target != end else None
                 scaled = _scaled(weight, source, target)
                 if nodes is not None and link.target == end:
-                    scaled = only(scaled, nodes[i])
+                    scaled = into_nodes(scaled, nodes[i])
                 own.append(Link(*link, scaled))
             links.append(own)
-            tick()
+            advance()
         return [FlowGraph(layers, own) for own in zip(*links, strict=True)]
 
     def attributions(
@@ -126,12 +133,12 @@ class CorrelationFlow(Flow):
         end: str,
         nodes: Tensor,
         normalize: Normalization | None,
-        tick: Tick = no_tick,
+        advance: Advance = ignore_progress,
     ) -> dict[str, Tensor]:
         """Path sums of each sample, times the deviation of each input element."""
-        fed, gains = self._sample(query)
+        deviations, gains = self._sample(query)
         seed = one_hot(nodes, self._sizes[end]).double()
-        sums = self._sums(fed, gains, end, seed, normalize, tick)
+        sums = self._sums(deviations, gains, end, seed, normalize, advance)
         return {name: self._spread(name, found) for name, found in sums.items()}
 
     def class_attributions(
@@ -140,66 +147,66 @@ class CorrelationFlow(Flow):
         classes: Tensor,
         end: str,
         normalize: Normalization | None,
-        tick: Tick = no_tick,
+        advance: Advance = ignore_progress,
     ) -> dict[str, Tensor]:
         """Path sums to each node over gains and deviations averaged for its samples."""
         by_class = one_hot(classes).double()
         by_class = by_class / by_class.sum(0)
-        fed, gains = (
+        deviations, gains = (
             {name: by_class.mT.to(x.device) @ x for name, x in values.items()}
             for values in self._sample(query)
         )
         seed = torch.eye(self._sizes[end], dtype=torch.float64)
-        return self._sums(fed, gains, end, seed, normalize, tick)
+        return self._sums(deviations, gains, end, seed, normalize, advance)
 
     def _sums(
         self,
-        fed: Mapping[str, Tensor],
+        deviations: Mapping[str, Tensor],
         gains: Mapping[str, Tensor],
         end: str,
         seed: Tensor,
         normalize: Normalization | None,
-        tick: Tick,
+        advance: Advance,
     ) -> dict[str, Tensor]:
         """Sums over paths from each input's nodes, which enter by their deviation."""
 
-        def ticking(link: Ends) -> Weight:
-            tick()
+        def weight_and_advance(link: Ends) -> Weight:
+            advance()
             return self._correlation(link)
 
         between = {name: gain for name, gain in gains.items() if name != end}
-        seed = seed.to(next(iter(fed.values())).device)
+        seed = seed.to(next(iter(deviations.values())).device)
         sums = backward_sums(
-            self.layers, self.links, end, seed, ticking, normalize, between
+            self.layers, self.links, end, seed, weight_and_advance, normalize, between
         )
         return {
-            layer.name: sums[layer.name] * fed.get(layer.name, 0.0)
+            layer.name: sums[layer.name] * deviations.get(layer.name, 0.0)
             for layer in self._inputs
         }
 
     def steps(self, query: Mapping[str, Tensor] | None) -> int:
-        """How often a tick is called for these queries, at most."""
+        """How often `advance` is called for these queries, at most."""
         return len(self.links)
 
     def _sample(
         self, query: Mapping[str, Tensor] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Deviations of what layers hand on, and gains, [S, size] by layer."""
+        """Deviations of what layers pass on, and gains, [S, size] by layer."""
         values = self.values if query is None else self._grouped(query)
-        fed = {
-            name: self._moments(name, fed=True).standardize(values[name])
+        deviations = {
+            name: self._moments(name, passed_on=True).standardize(values[name])
             for name in dict.fromkeys(link.source for link in self.links)
         }
         predicted: dict[str, Tensor] = {}
         for link in self.links:
-            part = (self._correlation(link).mT @ fed[link.source].mT).mT
+            part = (self._correlation(link).mT @ deviations[link.source].mT).mT
             earlier = predicted.get(link.target)
             predicted[link.target] = part if earlier is None else earlier + part
         gains = {}
         for name, expected in predicted.items():
-            found = self._moments(name, fed=False).standardize(values[name])
+            found = self._moments(name, passed_on=False).standardize(values[name])
             gains[name] = (found * expected + 1) / (expected.square() + 1)
-        return fed, gains
+        return deviations, gains
 
     def _weight(self, link: Ends) -> Tensor:
         """A copy of a link's correlations, for a graph."""
@@ -210,17 +217,17 @@ class CorrelationFlow(Flow):
         if link not in self._correlations:
             self._correlations[link] = signed_linfoot(
                 self.rule.estimator,
-                self.fed[link.source],
+                self.passed_on[link.source],
                 self.values[link.target],
                 self.fields.get(link),
             )
         return self._correlations[link]
 
-    def _moments(self, name: str, fed: bool) -> _Moments:
-        if (name, fed) not in self._known_moments:
-            values = (self.fed if fed else self.values)[name]
-            self._known_moments[name, fed] = _Moments.of(values)
-        return self._known_moments[name, fed]
+    def _moments(self, name: str, passed_on: bool) -> _Moments:
+        if (name, passed_on) not in self._known_moments:
+            values = (self.passed_on if passed_on else self.values)[name]
+            self._known_moments[name, passed_on] = _Moments.of(values)
+        return self._known_moments[name, passed_on]
 
 
 def _scaled(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

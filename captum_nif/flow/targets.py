@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_nif.flow.checks import counted
+from captum_nif._messages import counted
 from captum_nif.graph.elements import Layer
 
 _FORMS = (

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from captum._utils.progress import progress
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from captum_nif._captum import progress
 from captum_nif.flow.checks import check_inputs, check_sizes
 from captum_nif.flow.population import run_population
 from captum_nif.graph.flow_graph import FlowGraph

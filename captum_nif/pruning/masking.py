@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-from captum_nif.flow.checks import warn
+from captum_nif._messages import warn
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.pruning.prunable import check_sizes, connections, nodes
 from captum_nif.pruning.units import Units, count_of, lowest

@@ -47,6 +47,7 @@ class Trace:
         values (dict of Tensor): the value of each layer's nodes, [N, size], by name.
         positions (dict of int): where in the order of versions of tensors the value of
             a hidden layer is made, if there is one from which all its readers take it.
+        made (dict of int): where it is made, also if some read it elsewhere.
         calls (dict of ModuleCall): what was called for each layer, by name; without
             inputs, and without an output that is no layer's value.
     """
@@ -54,6 +55,7 @@ class Trace:
     structure: Structure
     values: dict[str, Tensor]
     positions: dict[str, int] = field(default_factory=dict)
+    made: dict[str, int] = field(default_factory=dict)
     calls: dict[str, ModuleCall] = field(default_factory=dict)
 
 
@@ -69,7 +71,7 @@ class Dataflow:
     """
 
     def __init__(self, record: Record, output: Tensor) -> None:
-        self._output = output
+        self.output = output
         self._end = record.node(output)
         self._order = record.order
         self._inputs = [s for s in record.sources if s.call is None]
@@ -141,7 +143,7 @@ class Dataflow:
             why = why or labels.untraceable
         elif not labels.in_order():
             why = why or (
-                f"it has shape {tuple(self._output.shape)}, and sample i is not what "
+                f"it has shape {tuple(self.output.shape)}, and sample i is not what "
                 "stands at place i of its first axis"
             )
         if why:
@@ -153,12 +155,13 @@ class Dataflow:
         Args:
             inputs (tuple of Tensor): as the caller gave them; their elements are nodes.
         """
-        output, n = self._output.detach(), len(self._output)
+        output, n = self.output.detach(), len(self.output)
         shape = tuple(output.shape[1:])
         names: dict[int, str] = {}
         layers: list[Layer] = []
         values: dict[str, Tensor] = {}
         positions: dict[str, int] = {}
+        made: dict[str, int] = {}
         calls: dict[str, ModuleCall] = {}
         links: list[tuple[str, str]] = []
         versions = {id(node): i for i, node in enumerate(self._order)}
@@ -187,6 +190,7 @@ class Dataflow:
             else:
                 assert node.value is not None
                 add(name, node.value, "hidden", node.shape)
+                made[name] = versions[id(node)]
                 if passes_on:
                     positions[name] = versions[id(node)]
             names[source.index] = name
@@ -195,7 +199,8 @@ class Dataflow:
         if is_own:
             add("output", output.reshape(n, math.prod(shape)), "output", shape)
             link([self._end], "output")
-        return Trace(Structure(tuple(layers), tuple(links)), values, positions, calls)
+        structure = Structure(tuple(layers), tuple(links))
+        return Trace(structure, values, positions, made, calls)
 
     def _value(self, source: Source) -> tuple[Node, bool]:
         """The version that gives the values of a layer's nodes.
@@ -237,7 +242,7 @@ class Dataflow:
         assert self._end.labels is not None
         index = self._end.labels.pairs(source.size)
         return index is not None and torch.equal(
-            index, torch.arange(len(self._output) * source.size, device=index.device)
+            index, torch.arange(len(self.output) * source.size, device=index.device)
         )
 
 

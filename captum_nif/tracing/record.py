@@ -9,7 +9,7 @@ their values are kept instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -117,6 +117,9 @@ class Source:
 
 CONSTANT = Node()
 
+Visit = Callable[[Tensor, Node], object]
+"""Looks at one version of one tensor."""
+
 
 class Record:
     """Sources in the order of execution, and nodes in the order of their making.
@@ -128,6 +131,8 @@ class Record:
         nodes (str): ``"channel"``, whose values are averages, or ``"neuron"``.
         overrides (Mapping): values, [N, C * places], that take the place of those of a
             layer as soon as they are made, by the node's position in ``order``.
+        visits (Mapping): functions that are called with a tensor and its node as soon
+            as it is made, by the node's position in ``order``.
     """
 
     def __init__(
@@ -137,12 +142,14 @@ class Record:
         constants: Iterable[Tensor],
         nodes: Nodes = "channel",
         overrides: Mapping[int, Tensor] | None = None,
+        visits: Mapping[int, Visit] | None = None,
     ) -> None:
         self.sources: list[Source] = []
         self.order: list[Node] = []
         self._model = model
         self._nodes = nodes
         self._overrides = overrides or {}
+        self._visits = visits or {}
         self._batch = inputs[0].shape[0]
         self._current = WeakTensorKeyDictionary()  # the last version of each tensor
         self._weights = {id(p): name for name, p in model.named_parameters()}
@@ -182,8 +189,11 @@ class Record:
         self._current[x] = node
         if node is not CONSTANT:
             self.order.append(node)
-            if len(self.order) - 1 in self._overrides:
-                self._override(x, node, self._overrides[len(self.order) - 1])
+            position = len(self.order) - 1
+            if position in self._overrides:
+                self._override(x, node, self._overrides[position])
+            if position in self._visits:
+                self._visits[position](x, node)
 
     def isolate(self, output: Tensor, taken: Sequence[Tensor]) -> Tensor:
         """What a layer returned, with memory of its own where it may be overwritten."""
@@ -197,7 +207,7 @@ class Record:
         if source is None:
             raise NotImplementedError(
                 "The model took another path through its functions than in the pass "
-                "that told where values are made: a value to be overridden is not there."
+                "before: a value that is to be overridden is not there."
             )
         assert node.labels is not None
         grouped = values.view(self._batch, source.size, -1)
@@ -206,7 +216,7 @@ class Record:
         except RuntimeError as error:
             raise NotImplementedError(
                 f"The values of the layer {source.name!r} cannot be exchanged for "
-                f"independent ones ({error}): use inputs='observed'."
+                f"independent ones ({error}): use sampling='observed'."
             ) from error
 
     def settle(self, x: Tensor) -> None:
@@ -220,7 +230,7 @@ class Record:
         node.is_settled = True
         if node.labels.channels is None or x.is_complex():
             return
-        grouped = by_channel(x, node.labels, self._batch, source.size)
+        grouped = by_channel(x.detach(), node.labels, self._batch, source.size)
         if grouped is None:
             return
         if self._nodes == "channel" or grouped.shape[-1] == 1:

@@ -7,7 +7,6 @@ them. What they see goes into a :class:`~captum_nif.tracing.record.Record`, from
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from captum_nif.tracing.function_layers import function_layer
 from captum_nif.tracing.functions import (
@@ -41,6 +39,7 @@ from captum_nif.tracing.record import (
     distinct,
     is_in,
 )
+from captum_nif.tracing.undisturbed import Hooks
 
 # Functions through which values leave torch, and through which they may come back.
 _LEAVING = frozenset(["numpy", "tolist", "item", "array", "float", "int"])
@@ -76,37 +75,34 @@ class Recorder(TorchFunctionMode):
         self._read: list[tuple[Tensor, Node, int]] = []  # by the layer that is running
         self._mixed: list[str] = []  # mixing functions of the layer that is running
         self._mixed_before: list[str] = []
-        self._handles: list[RemovableHandle] = []
-        self._thread = threading.get_ident()
+        self._hooks = Hooks()
 
     def __enter__(self) -> Recorder:
         for module in self._layers:
-            self._handles += [
+            self._hooks.add(
                 module.register_forward_pre_hook(self._before, with_kwargs=True),
                 module.register_forward_hook(self._after),
-            ]
+            )
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: object) -> None:
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
 
     # --- layers -----------------------------------------------------------------------
 
     def _before(
         self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
-        if threading.get_ident() == self._thread:
+        if self._hooks.is_of_this_thread:
             self._depth += 1
             if self._depth == 1:
                 with torch._C.DisableTorchFunction():  # hooks run inside the mode
                     self._enter_layer(args, kwargs)
 
     def _after(self, module: nn.Module, args: object, output: object) -> object:
-        if threading.get_ident() == self._thread:
+        if self._hooks.is_of_this_thread:
             self._depth -= 1
             if self._depth == 0:
                 with torch._C.DisableTorchFunction():

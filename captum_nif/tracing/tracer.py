@@ -21,24 +21,20 @@ with an error that names the layer and the cause.
 
 from __future__ import annotations
 
-import contextlib
-import random
-import threading
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.layer_types import layer_type_of
-from captum_nif.tracing.record import Nodes, Record
+from captum_nif.tracing.record import Nodes, Record, Visit
 from captum_nif.tracing.recorder import Recorder
+from captum_nif.tracing.undisturbed import undisturbed
 
-__all__ = ["Structure", "Trace", "find_layers", "lock_of", "trace"]
+__all__ = ["Structure", "Trace", "find_layers", "run_watched", "trace"]
 
 
 def find_layers(
@@ -143,45 +139,6 @@ def _refuse_opaque(model: nn.Module) -> None:
 
 # --- running --------------------------------------------------------------------------
 
-_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = (
-    weakref.WeakKeyDictionary()
-)
-_LOCKS_LOCK = threading.Lock()
-
-
-def lock_of(model: nn.Module) -> threading.RLock:
-    """The lock that all who hook this model share: hooks belong to the module."""
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(model, threading.RLock())
-
-
-@contextlib.contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """No gradients, and the random states and the model's buffers put back after."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    buffers = [
-        (module, key, buffer, buffer.clone())
-        for module in model.modules()
-        for key, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    with (
-        torch.random.fork_rng([d.index for d in devices if d.index is not None]),
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-            for module, key, buffer, before in buffers:
-                module._buffers[key] = buffer
-                # written only if it changed: another thread may be reading it
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
-
 
 def trace(
     model: nn.Module,
@@ -190,6 +147,7 @@ def trace(
     layers: Sequence[str | nn.Module] | None = None,
     nodes: Nodes = "channel",
     overrides: Mapping[int, Tensor] | None = None,
+    visits: Mapping[int, Visit] | None = None,
 ) -> Trace:
     """Run a model on one batch and give its layers, links and node values.
 
@@ -204,10 +162,13 @@ def trace(
             passed on in the place of those of a layer, by its entry in
             :attr:`Trace.positions` from a batch of as many samples. The trace holds
             what each layer computed from them.
+        visits (Mapping, optional): see :func:`run_watched`.
 
     Returns:
-        Trace: structure and values. Hooks are removed, and parameters, buffers, inputs,
-        gradients and random states are as before, also after an exception.
+        Trace: structure and values. Hooks are removed, and parameters, buffers, inputs
+        and gradients are as before, also after an exception. A model that draws random
+        numbers in ``forward`` draws them; modules that do so in training mode, such as
+        dropout, leave torch's random state as it was.
 
     Raises:
         TypeError: if the model returns anything but a tensor.
@@ -228,27 +189,70 @@ def trace(
         >>> found.values["0"].shape, bool((found.values["0"] >= 0).all())
         (torch.Size([5, 3]), True)
     """
-    modules = find_layers(model, layers)
     _check_inputs(inputs)
-    with lock_of(model), _left_as_it_was(model):
+    with undisturbed(model), torch.inference_mode(False), torch.no_grad():
         # copies: fresh tensors that in-place operations of the model may overwrite
         copies = tuple(x.detach().clone() for x in inputs)
-        constants = tree_map(_copied, extra)
-        leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
-        record = Record(model, copies, leaves, nodes, overrides)
-        with Recorder(record, modules, strict=layers is None):
-            output = model(*copies, *constants)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"The model must return one tensor, got {type(output).__name__}: wrap "
-                "it in a Module that returns the tensor to be explained."
-            )
-        record.check_state()
-        record.settle(output)
-        dataflow = Dataflow(record, output)
-        if layers is not None:
-            _check_all_used(modules, dataflow)
+        dataflow = _followed(model, copies, extra, layers, nodes, overrides, visits)
         return dataflow.trace(inputs)
+
+
+def run_watched(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    extra: tuple[Any, ...],
+    layers: Sequence[str | nn.Module] | None,
+    visits: Mapping[int, Visit],
+) -> tuple[Tensor, Trace]:
+    """Run a model with gradients, and look at values of layers as they are made.
+
+    Args:
+        model (Module): see :func:`trace`.
+        inputs (tuple of Tensor): see :func:`trace`; gradients flow to those that
+            require them.
+        extra (tuple): see :func:`trace`.
+        layers (Sequence, optional): see :func:`trace`.
+        visits (Mapping): functions that are called with a tensor and its node as soon
+            as it is made, by its entry in :attr:`Trace.made`.
+
+    Returns:
+        Tensor and Trace: what the model returned, attached to the inputs, and what
+        :func:`trace` gives.
+    """
+    _check_inputs(inputs)
+    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+        copies = tuple(x.clone() for x in inputs)
+        dataflow = _followed(model, copies, extra, layers, "channel", None, visits)
+        return dataflow.output, dataflow.trace(inputs)
+
+
+def _followed(
+    model: nn.Module,
+    copies: tuple[Tensor, ...],
+    extra: tuple[Any, ...],
+    layers: Sequence[str | nn.Module] | None,
+    nodes: Nodes,
+    overrides: Mapping[int, Tensor] | None,
+    visits: Mapping[int, Visit] | None,
+) -> Dataflow:
+    """Runs a model under a recorder; see :func:`trace`."""
+    modules = find_layers(model, layers)
+    constants = tree_map(_copied, extra)
+    leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
+    record = Record(model, copies, leaves, nodes, overrides, visits)
+    with Recorder(record, modules, strict=layers is None):
+        output = model(*copies, *constants)
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The model must return one tensor, got {type(output).__name__}: wrap it "
+            "in a Module that returns the tensor to be explained."
+        )
+    record.check_state()
+    record.settle(output)
+    dataflow = Dataflow(record, output)
+    if layers is not None:
+        _check_all_used(modules, dataflow)
+    return dataflow
 
 
 def _copied(leaf: object) -> object:
