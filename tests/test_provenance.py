@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_nif.tracing.origins import Labels, average, by_channel
+from captum_nif.tracing.record import Record
 from captum_nif.tracing.recorder import Recorder
 
 N = 3
@@ -24,10 +25,10 @@ CHANNEL_AXIS = {1: None, 2: 1, 3: 2, 4: 1}
 def labels_after(function, x: Tensor) -> tuple[Tensor, Labels]:
     """What a function makes of a layer's result ``x``, and its labels."""
     layer, x = nn.Identity(), x.clone()
-    recorder = Recorder(layer, {layer: "a"}, (x,), (), strict=True)
-    with recorder, torch.no_grad():
+    record = Record(layer, (x,), ())
+    with Recorder(record, {layer: "a"}), torch.no_grad():
         y = function(layer(x))
-    labels = recorder.record.node(y).labels
+    labels = record.node(y).labels
     assert labels is not None
     assert labels.shape == y.shape
     return y, labels
@@ -235,13 +236,13 @@ MIXED = {
 def test_what_mixes_samples_is_lost(case):
     _, labels = labels_after(MIXED[case], torch.randn(N, 4))
     assert labels.rows is None
-    assert labels.lost
+    assert labels.untraceable
 
 
 def test_a_function_of_no_family_is_named():
     _, labels = labels_after(lambda x: torch.trapezoid(x, dim=1), torch.randn(N, 4))
     assert labels.rows is None
-    assert labels.lost == "`trapezoid` is not known to keep samples apart"
+    assert labels.untraceable == "`trapezoid` is not known to keep samples apart"
 
 
 # --- which channel --------------------------------------------------------------------

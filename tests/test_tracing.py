@@ -218,8 +218,9 @@ LINKS = {
     "vision transformer": (
         VisionTransformer,
         IMAGE,
+        # the head reads the class token, which holds no patch itself
         """input > patch > attention > mlp.0 > mlp.2 > head, patch > mlp.0,
-        patch > head, attention > head""",
+        attention > head""",
     ),
     "transformer encoder layer": (
         lambda: Net(
@@ -1401,7 +1402,6 @@ def links_by_autograd(model, x):
         "attention, three projections",
         "attention, fused projection",
         "attention by einsum",
-        "vision transformer",
         "transformer encoder layer",
         "lstm, its sequence",
         "hypernetwork",
@@ -1647,7 +1647,7 @@ def test_neurons_are_all_elements_of_a_value(name):
     torch.testing.assert_close(found.values[layer], neurons(upto(model)(x), axis))
     channels = trace(model, (x,))
     assert found.structure.links == channels.structure.links
-    assert found.places == channels.places
+    assert found.positions == channels.positions
 
 
 @pytest.mark.parametrize("name", NEURONS)
@@ -1657,7 +1657,7 @@ def test_what_a_layer_is_fed_reaches_its_readers_and_nothing_else(name):
     kept = x.clone()
     found = trace(model, (x,), nodes="neuron")
     other = torch.randn_like(found.values[layer])
-    fed = trace(model, (x,), nodes="neuron", fed={found.places[layer]: other})
+    fed = trace(model, (x,), nodes="neuron", overrides={found.positions[layer]: other})
     assert torch.equal(fed.values[layer], found.values[layer]), "what it gave before"
     value = upto(model)(x).detach()
     read = other.view(value.movedim(axis, 1).shape).movedim(1, axis)
@@ -1665,7 +1665,7 @@ def test_what_a_layer_is_fed_reaches_its_readers_and_nothing_else(name):
     output = fed.structure.output.name
     torch.testing.assert_close(fed.values[output], rest(read).detach().flatten(1))
     assert fed.structure == found.structure
-    assert fed.places == found.places
+    assert fed.positions == found.positions
     assert torch.equal(x, kept)
     assert torch.equal(model(x), model(kept)), "the model itself is as before"
 
@@ -1675,9 +1675,9 @@ def test_feeding_what_was_given_changes_nothing():
         model, x = make().eval(), torch.randn(shape)
         found = trace(model, (x,), nodes="neuron")
         hidden = [k.name for k in found.structure.layers if k.kind == "hidden"]
-        assert set(found.places) == set(hidden)
-        fed = {place: found.values[name] for name, place in found.places.items()}
-        again = trace(model, (x,), nodes="neuron", fed=fed)
+        assert set(found.positions) == set(hidden)
+        fed = {place: found.values[name] for name, place in found.positions.items()}
+        again = trace(model, (x,), nodes="neuron", overrides=fed)
         for name, value in found.values.items():
             torch.testing.assert_close(again.values[name], value)
 
@@ -1686,7 +1686,7 @@ def test_places_do_not_depend_on_the_number_of_samples():
     for make in (ResNet, DenseNet, UNet, SqueezeExcitation):
         model = make().eval()
         found = [
-            trace(model, (torch.randn(n, 1, 8, 8),), nodes="neuron").places
+            trace(model, (torch.randn(n, 1, 8, 8),), nodes="neuron").positions
             for n in (1, 2, 8)
         ]
         assert found[0] == found[1] == found[2]
@@ -1702,7 +1702,9 @@ def test_all_readers_take_a_value_from_its_place():
     x = torch.randn(N, 4)
     found = trace(model, (x,), nodes="neuron")
     other = torch.randn(N, 3)
-    fed = trace(model, (x,), nodes="neuron", fed={found.places["a"]: other}).values
+    fed = trace(
+        model, (x,), nodes="neuron", overrides={found.positions["a"]: other}
+    ).values
     with torch.no_grad():
         torch.testing.assert_close(fed["b"], model.b(other))
         torch.testing.assert_close(fed["c"], model.c(other.relu()))
@@ -1719,6 +1721,6 @@ def test_a_state_that_is_read_beside_the_sequence_has_no_place():
     parts = {"lstm": nn.LSTM(4, 3, batch_first=True), "fc": nn.Linear(3, 2)}
     x = torch.randn(TOKENS)
     both = Net(run, **parts, both=True)
-    assert "lstm" not in trace(both, (x,), nodes="neuron").places
+    assert "lstm" not in trace(both, (x,), nodes="neuron").positions
     alone = trace(Net(run, **parts, both=False), (x,), nodes="neuron")
-    assert "lstm" in alone.places
+    assert "lstm" in alone.positions

@@ -103,9 +103,10 @@ class Options:
 
     def _check_hybrid(self) -> None:
         for name in ("estimator", "relevance", "beta", "normalize", "scale", "nodes"):
-            if getattr(self, name) != getattr(DEFAULTS, name):
+            value = getattr(self, name)
+            if value != getattr(DEFAULTS, name) and (name, value) != _UNSCALED:
                 raise ValueError(
-                    f"`{name}` = {getattr(self, name)!r} is an option of flow that is "
+                    f"`{name}` = {value!r} is an option of flow that is "
                     "estimated from information; with sampling='hybrid' (and "
                     "preset='faithful') slopes are averaged instead: leave it out, or "
                     "use another preset."
@@ -134,6 +135,7 @@ class Options:
         return LinkRule(self.estimator, self.relevance, self.beta)
 
 
+_UNSCALED = ("normalize", None)  # what adds up along paths as it is
 DEFAULTS: Final = Options()
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {

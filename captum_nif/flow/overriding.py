@@ -31,7 +31,7 @@ class OverriddenModel:
         self._population = population
         self._read = {source for source, _ in population.structure.links}
         for layer in population.structure.layers:
-            if layer.kind == "hidden" and layer.name not in population.places:
+            if layer.kind == "hidden" and layer.name not in population.positions:
                 raise NotImplementedError(
                     f"The layer {layer.name!r} passes on several tensors, or one that "
                     "not all its readers take, so its values cannot be replaced by "
@@ -51,7 +51,9 @@ class OverriddenModel:
                 population.inputs, population.shapes, population.dtypes, strict=True
             )
         )
-        overrides = {place: values[name] for name, place in population.places.items()}
+        overrides = {
+            position: values[name] for name, position in population.positions.items()
+        }
         try:
             result = trace(
                 self._model, inputs, extra, population.modules, "neuron", overrides
@@ -64,7 +66,7 @@ class OverriddenModel:
                 "sampling='observed' and nodes='channel'."
             ) from error
         check_same(population.structure, result.structure, "independent inputs")
-        if result.places != population.places:
+        if result.positions != population.positions:
             raise NotImplementedError(
                 "With independent inputs the model took another path through its "
                 "functions than for the background: use sampling='observed' and "

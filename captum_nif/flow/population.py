@@ -36,7 +36,7 @@ class Population:
         values (dict of Tensor): the values of each layer's nodes, [N, size], by name.
         dtypes (tuple of torch.dtype): of the model's inputs.
         shapes (tuple of torch.Size): of a sample of the model's inputs.
-        places (dict of int): see :class:`~captum_nif.Trace`.
+        positions (dict of int): see :class:`~captum_nif.Trace`.
         batches (list): the rows that ran through the model at a time, and the further
             arguments of that call.
         modules (list of str or Module, optional): what is a layer.
@@ -46,7 +46,7 @@ class Population:
     values: dict[str, Tensor]
     dtypes: tuple[torch.dtype, ...]
     shapes: tuple[torch.Size, ...] = ()
-    places: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
     batches: list[tuple[slice, tuple[Any, ...]]] = field(default_factory=list)
     modules: Modules = None
 
@@ -125,8 +125,8 @@ def run_population(
     names = list(traces[0].values)
     values = {name: torch.cat([x.values.pop(name) for x in traces]) for name in names}
     dtypes, shapes = zip(*((x.dtype, x.shape[1:]) for x in first), strict=True)
-    structure, places = traces[0].structure, traces[0].places
-    return Population(structure, values, dtypes, shapes, places, ran, layers)
+    structure, positions = traces[0].structure, traces[0].positions
+    return Population(structure, values, dtypes, shapes, positions, ran, layers)
 
 
 def places(layer: Layer) -> int:

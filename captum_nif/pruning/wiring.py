@@ -25,8 +25,8 @@ from torch.utils.hooks import RemovableHandle
 from captum_nif.flow.checks import check_inputs
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.flow_graph import FlowGraph
-from captum_nif.tracing.modules import LAYER_TYPES
-from captum_nif.tracing.origins import on_axis
+from captum_nif.tracing.label_tensors import on_axis
+from captum_nif.tracing.layer_types import layer_type_of
 
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers that have a weight, or a kernel, for every pair of a column and a node."""
@@ -203,7 +203,7 @@ class _Probe:
                 handles.append(before(self._before, with_kwargs=True))
             if module in layers or isinstance(module, NORMS):
                 handles.append(module.register_forward_hook(self._after))
-            elif isinstance(module, LAYER_TYPES) and module not in inside:
+            elif layer_type_of(module) is not None and module not in inside:
                 handles.append(before(self._outside, with_kwargs=True))
         try:
             yield
@@ -312,7 +312,7 @@ def _channel_axis(module: nn.Module, x: Tensor, size: int) -> int | None:
     """The axis of a layer's result that holds its nodes, None if it cannot be told."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return 1
-    if isinstance(module, LAYER_TYPES):
+    if layer_type_of(module) is not None:
         return x.dim() - 1
     axes = [axis for axis in range(1, x.dim()) if x.shape[axis] == size]
     return axes[0] if len(axes) == 1 else None

@@ -3,13 +3,14 @@ r"""Read layers, links and node values off the record of a forward pass."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from captum_nif.graph.elements import Kind, Layer
-from captum_nif.tracing.record import Node, Record, Source
+from captum_nif.tracing.record import ModuleCall, Node, Record, Source
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,18 @@ class Trace:
     Args:
         structure (Structure): layers and links.
         values (dict of Tensor): the value of each layer's nodes, [N, size], by name.
-        places (dict of int): where in the order of nodes the value of a hidden layer
-            is made, if there is one place where all its readers take it from.
+        positions (dict of int): where in the order of versions of tensors the value of
+            a hidden layer is made, if there is one from which all its readers take it.
         made (dict of int): where it is made, also if some read it elsewhere.
+        calls (dict of ModuleCall): what was called for each layer, by name; without
+            inputs, and without an output that is no layer's value.
     """
 
     structure: Structure
     values: dict[str, Tensor]
-    places: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
     made: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, ModuleCall] = field(default_factory=dict)
 
 
 class Dataflow:
@@ -69,46 +73,74 @@ class Dataflow:
     def __init__(self, record: Record, output: Tensor) -> None:
         self.output = output
         self._end = record.node(output)
-        self._read: set[int] = set()  # ids of the nodes that layers read
+        self._order = record.order
+        self._inputs = [s for s in record.sources if s.call is None]
+        self._layers = [s for s in record.sources if s.call is not None]
+        self._categories = frozenset(self._categorical(record.integers))
+        self._flow_back()
+        self.sources = [s for s in self._layers if s.index in self._used]
+        self._refuse_unknown()
+
+    def _categorical(self, integers: frozenset[int]) -> set[int]:
+        """Which integer inputs are no nodes: numbers of categories, masks, lengths.
+
+        What an embedding reads is a category, whatever else is made of it. Other
+        integers are values if something reads them alone, as pixels are read; what is
+        only met together with values of layers is a mask, a length or a position.
+        """
+        looked_up, alone = set[int](), set[int]()
+        readers = [(s.reads, s.reads_categories) for s in self._layers]
+        for reads, of_categories in (*readers, ([self._end], False)):
+            sources = [node.sources for node in reads]
+            if of_categories:
+                looked_up.update(*(some for some in sources if some <= integers))
+            elif all(some <= integers for some in sources):
+                alone.update(*sources)
+        return {i for i in integers if i in looked_up or i not in alone}
+
+    def _flow_back(self) -> None:
+        """Find what reaches the output, from the last version of a tensor to the first.
+
+        A path may end on the way: a slice may leave out what a source has written. So
+        each version gets the sources that reach the output *through it*.
+        """
+        roots = {id(node): s for s in self._layers for node in s.roots}
+        self._used: set[int] = set()  # indices of layers
+        self._read: set[int] = {id(self._end)}  # ids of nodes that are read
+        self._live: dict[int, frozenset[int]] = {}  # sources, by id of the node
         self._children: dict[int, list[Node]] = {}
-        roots = {id(node): s for s in record.sources for node in s.roots}
-        live, used, stack = {id(self._end)}, set[int](), [self._end]
-        while stack:
-            node = stack.pop()
+        reaching: dict[int, frozenset[int]] = {id(self._end): self._end.sources}
+        nodes = [self._end, *reversed(self._order)]
+        for node in nodes:
+            if id(node) in self._live or id(node) not in reaching:
+                continue
+            live = self._live[id(node)] = reaching[id(node)] & node.sources
+            source = roots.get(id(node))
+            if source is not None and source.index in live:
+                self._used.add(source.index)
+                for read in source.reads:
+                    self._read.add(id(read))
+                    known = reaching.get(id(read), frozenset())
+                    reaching[id(read)] = known | read.sources
             for parent in node.parents:
                 self._children.setdefault(id(parent), []).append(node)
-            reached = list(node.parents)
-            source = roots.get(id(node))
-            if source is not None and source.index not in used:
-                used.add(source.index)
-                reached += source.reads
-                self._read |= {id(read) for read in source.reads}
-            for found in reached:
-                if id(found) not in live:
-                    live.add(id(found))
-                    stack.append(found)
-        self._nodes = [node for node in record.order if id(node) in live]
-        self._places = {id(node): i for i, node in enumerate(record.order)}
-        self._inputs = [s for s in record.sources if s.module is None]
-        self.sources = [
-            s for s in record.sources if s.index in used and s.module is not None
-        ]
-        self._refuse_unknown()
+                known = reaching.get(id(parent), frozenset())
+                reaching[id(parent)] = known | live
 
     def _refuse_unknown(self) -> None:
         for source in self.sources:
             for read in source.reads:
-                why = read.refused or (read.labels.lost if read.labels else "")
+                why = read.refused or (read.labels.untraceable if read.labels else "")
                 if why:
                     raise _unfollowed(f"The layer {source.name!r}", why)
             for root in source.roots[:1]:
-                if root.labels is not None and root.labels.lost:
-                    raise _no_layer(source, root.labels.lost)
+                if root.labels is not None and root.labels.untraceable:
+                    raise _no_layer(source, root.labels.untraceable)
         labels, why = self._end.labels, self._end.refused
         if labels is None:
             why = why or "it does not depend on the inputs"
         elif labels.rows is None:
-            why = why or labels.lost
+            why = why or labels.untraceable
         elif not labels.in_order():
             why = why or (
                 f"it has shape {tuple(self.output.shape)}, and sample i is not what "
@@ -128,13 +160,19 @@ class Dataflow:
         names: dict[int, str] = {}
         layers: list[Layer] = []
         values: dict[str, Tensor] = {}
-        places: dict[str, int] = {}
+        positions: dict[str, int] = {}
         made: dict[str, int] = {}
+        calls: dict[str, ModuleCall] = {}
         links: list[tuple[str, str]] = []
+        versions = {id(node): i for i, node in enumerate(self._order)}
 
         def add(name: str, value: Tensor, kind: Kind, shape: tuple[int, ...]) -> None:
             layers.append(Layer(name, value.shape[1], kind, shape=shape))
             values[name] = value
+
+        def link(nodes: Sequence[Node], name: str) -> None:
+            read = {i for node in nodes for i in node.sources} - self._categories
+            links.extend((names[i], name) for i in sorted(read))
 
         for source, x in zip(self._inputs, inputs, strict=True):
             names[source.index] = source.name
@@ -142,32 +180,40 @@ class Dataflow:
             add(source.name, flat, "input", tuple(x.shape[1:]))
         is_own = True  # whether the output is a layer of its own
         for source in self.sources:
-            node, is_handed_on = self._value(source)
+            assert source.call is not None
+            node, passes_on = self._value(source)
             name = source.name
-            if is_handed_on and node is self._end and self._is_value(source):
+            if passes_on and node is self._end and self._is_value(source):
                 is_own = False
-                name = name.replace("output:0", "output")
+                name = "output" if source.call == ModuleCall("output") else name
                 add(name, output.reshape(n, -1), "output", shape)
             else:
                 assert node.value is not None
                 add(name, node.value, "hidden", node.shape)
-                made[name] = self._places[id(node)]
-                if is_handed_on:
-                    places[name] = self._places[id(node)]
+                made[name] = versions[id(node)]
+                if passes_on:
+                    positions[name] = versions[id(node)]
             names[source.index] = name
-            read = {i for node in source.reads for i in node.sources}
-            links += [(names[i], name) for i in sorted(read)]
+            calls[name] = source.call
+            link(source.reads, name)
         if is_own:
             add("output", output.reshape(n, math.prod(shape)), "output", shape)
-            links += [(names[i], "output") for i in sorted(self._end.sources)]
-        return Trace(Structure(tuple(layers), tuple(links)), values, places, made)
+            link([self._end], "output")
+        structure = Structure(tuple(layers), tuple(links))
+        return Trace(structure, values, positions, made, calls)
 
     def _value(self, source: Source) -> tuple[Node, bool]:
         """The version that gives the values of a layer's nodes.
 
         And whether all that read the layer read it through this version.
         """
-        region = [node for node in self._nodes if node.sources == {source.index}]
+        own = frozenset([source.index])
+        region = [
+            node
+            for node in self._order
+            if source.index in self._live.get(id(node), ())
+            and node.sources - self._categories == own
+        ]
         place = {id(node): i for i, node in enumerate(region)}
         # A node lies on every path from the layer to its readers if no edge jumps over
         # it: `furthest` is where the edges from before it lead.
@@ -176,11 +222,12 @@ class Dataflow:
         for i, node in enumerate(region):
             if furthest <= i and node.value is not None:
                 last = node
-            leaves = node is self._end or id(node) in self._read
-            children = [place.get(id(c)) for c in self._children.get(id(node), [])]
-            for child in children:
-                leaves = leaves or child is None
-                furthest = max(furthest, child or 0)
+            leaves = id(node) in self._read
+            for child in self._children.get(id(node), []):
+                if source.index not in self._live[id(child)]:
+                    continue
+                leaves = leaves or id(child) not in place
+                furthest = max(furthest, place.get(id(child), 0))
             if leaves:
                 break
         if last is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_nif.tracing.origins import Labels
+from captum_nif.tracing.sources import NOTHING, Sources, uniform
 
 
 def function_name(func: Callable[..., Any]) -> str:
@@ -16,7 +17,7 @@ def function_name(func: Callable[..., Any]) -> str:
     name = raw_name(func)
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
-    for prefix in ("special_", "linalg_"):
+    for prefix in ("special_", "linalg_", "fft_"):
         name = name.removeprefix(prefix)
     return name.rstrip("_")
 
@@ -101,6 +102,17 @@ class Call:
         """The labels of those of :attr:`tensors` that have any."""
         return [k for t in self.tensors if (k := self.labels_of(t)) is not None]
 
+    def sources_of(self, t: Tensor) -> Sources:
+        """The sources of an argument from before the call."""
+        labels = self.labels_of(t)
+        return NOTHING if labels is None else labels.sources
+
+    @property
+    def all_sources(self) -> Sources:
+        """The sources of all that it reads together."""
+        read = tensors_read(self.func, self.args, self.kwargs)
+        return uniform(frozenset().union(*(self.sources_of(t).union for t in read)))
+
     def get(self, position: int, names: str, default: object = None) -> Any:
         """An argument by position or by one of several names."""
         if len(self.args) > position:
@@ -138,7 +150,8 @@ MOVING = _names(
     cat concat concatenate stack hstack vstack dstack column_stack roll flip fliplr
     flipud rot90 pad constant_pad_nd unfold pixel_shuffle pixel_unshuffle
     channel_shuffle native_channel_shuffle tril triu diagonal adjoint atleast_1d
-    atleast_2d atleast_3d"""
+    atleast_2d atleast_3d fftshift ifftshift take index index_put index_copy diag_embed
+    select_scatter slice_scatter diagonal_scatter narrow_copy row_stack"""
 )
 PADDING = {"pad": 3, "constant_pad_nd": 2}  # how many arguments come before the value
 POINTWISE = _names(
@@ -160,9 +173,13 @@ POINTWISE = _names(
     poisson to float double half bfloat16 int long short bool byte type type_as cpu cuda
     clone detach contiguous data real requires_grad pin_memory alias rdiv rtruediv rpow
     rmul radd truediv floordiv rfloordiv rmod iadd isub imul itruediv idiv ipow iand ior
-    ixor ilshift irshift lshift rshift"""
+    ixor ilshift irshift lshift rshift imod ifloordiv arccosh arcsinh arctanh angle conj
+    conj_physical resolve_conj resolve_neg complex polar imag cfloat cdouble gammaln
+    gammainc gammaincc igamma igammac isin isclose index_fill"""
 )
-KEEPING = POINTWISE - {"detach", "data", "alias", "real"} - {"where"}
+KEEPING = POINTWISE - _names(
+    "detach data alias real imag conj resolve_conj resolve_neg where"
+)
 """Functions whose result is new memory that holds the channels of their argument.
 
 Not views of their argument, nor ``where``, which of one argument gives indices.
@@ -176,7 +193,12 @@ ALL_BUT_FIRST_AXIS = frozenset(
 REDUCING = _names(
     """mean sum nansum nanmean amax amin aminmax max min prod std var std_mean var_mean
     logsumexp median nanmedian argmax argmin all any count_nonzero mode norm vector_norm
-    cosine_similarity pairwise_distance"""
+    cosine_similarity pairwise_distance quantile nanquantile"""
+)
+SCATTERING = frozenset(["scatter_add", "scatter_reduce", "index_add", "index_reduce"])
+FOURIER = _names(
+    """fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 hfft2 ihfft2 fftn ifftn
+    rfftn irfftn hfftn ihfftn"""
 )
 SCANNING = _names(
     """cumsum cumprod cummax cummin logcumsumexp sort argsort msort topk kthvalue glu
@@ -187,7 +209,7 @@ BATCHED = _names(
     grid_sample affine_grid"""
 )
 # position of the argument `dim`, and its default; None: all axes
-DIM: dict[str, tuple[int, int | None]] = {
+DIM: dict[str, tuple[int, int | tuple[int, ...] | None]] = {
     **dict.fromkeys(REDUCING, (1, None)),
     **dict.fromkeys(["mode", "aminmax"], (1, -1)),
     **dict.fromkeys(["norm", "vector_norm"], (2, None)),
@@ -199,9 +221,17 @@ DIM: dict[str, tuple[int, int | None]] = {
     **dict.fromkeys(SCANNING, (1, -1)),
     "msort": (9, 0),
     **dict.fromkeys(["topk", "kthvalue", "diff"], (2, -1)),
+    **dict.fromkeys(["quantile", "nanquantile"], (2, None)),
+    **{
+        name: (2, (-2, -1) if "2" in name else None if name.endswith("n") else -1)
+        for name in FOURIER
+    },
 }
 EQUATIONS = {
     "linear": "...i,oi->...o",
+    "bilinear": "...i,...j,oij->...o",
+    "addmv": "ij,j->i",
+    "addr": "i,j->ij",
     "cdist": "...id,...jd->...ij",
     "outer": "i,j->ij",
     "scaled_dot_product_attention": "...qd,...kd,...kv->...qv",

@@ -1,25 +1,23 @@
-r"""Where every element of a tensor comes from: its sample and its channel.
+r"""Where every element of a tensor comes from: its sample, its channel, its sources.
 
 Between two layers a model may reshape, permute, pool, slice or rescale a tensor in any
 way that Python allows. To average such a tensor per sample and channel, one must know
 which elements belong to which pair: :class:`Labels` says so, and
 :mod:`captum_nif.tracing.provenance` carries labels from the arguments of a torch
 function to its results.
-
-Labels count from 1; 0 means "of no sample" or "of no channel" (padding, constants, a
-mean over all channels) and agrees with everything. A label tensor has the rank of the
-tensor that it labels, and extent 1 along the axes where it is constant, so that the
-labels of large maps cost next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from captum_nif.tracing.label_tensors import collapse, merge, on_axis
+from captum_nif.tracing.sources import NOTHING, Sources
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +27,17 @@ class Labels:
     Args:
         shape (torch.Size): shape of the labelled tensor.
         rows (Tensor or None): sample of each element, broadcastable to ``shape``. None:
-            samples were mixed, see ``lost``.
+            samples were mixed, see ``untraceable``.
         channels (Tensor or None): the same for channels. None: channels were mixed.
-        lost (str): what mixed the samples.
+        sources (Sources): what each element depends on.
+        untraceable (str): what mixed the samples.
     """
 
     shape: torch.Size
     rows: Tensor | None
     channels: Tensor | None = None
-    lost: str = ""
+    sources: Sources = NOTHING
+    untraceable: str = ""
 
     def in_order(self) -> bool:
         """Whether sample i is what stands at place i of the first axis."""
@@ -141,57 +141,19 @@ def float_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.float32
 
 
-def lost(shape: torch.Size, why: str) -> Labels:
+def untraceable(shape: torch.Size, why: str, sources: Sources = NOTHING) -> Labels:
     """Labels of a tensor whose samples cannot be told apart."""
-    return Labels(shape, None, None, why)
+    return Labels(shape, None, None, sources, why)
 
 
-def batch_labels(x: Tensor) -> Labels:
-    """Labels of a model input: axis 0 is the sample."""
+def batch_labels(x: Tensor, sources: Sources = NOTHING) -> Labels:
+    """Labels of a model input: axis 0 is the sample.
+
+    Numbers of categories have no channel, floating inputs an unknown one.
+    """
     rows = torch.arange(1, x.shape[0] + 1, device=x.device, dtype=torch.float32)
-    return Labels(x.shape, on_axis(rows, 0, x.dim()))
-
-
-# --- the algebra of label tensors -----------------------------------------------------
-
-
-def collapse(labels: Tensor, dims: Iterable[int]) -> Tensor | None:
-    """Labels with extent 1 along ``dims``; None where they are not constant there."""
-    dims = [d for d in dims if labels.size(d) > 1]
-    if not dims:
-        return labels
-    top = labels.amax(dims, keepdim=True)
-    return top if bool(((labels == top) | (labels == 0)).all()) else None
-
-
-def compact(labels: Tensor) -> Tensor:
-    """The same labels with extent 1 along every axis where they repeat themselves."""
-    for d in reversed(range(labels.dim())):  # maps first: they shrink the most
-        if labels.size(d) > 1:
-            first = labels.narrow(d, 0, 1)
-            if labels.stride(d) == 0 or bool((labels == first).all()):
-                labels = first
-    # a slice of a large tensor would keep all of it alive
-    return labels.clone(memory_format=torch.contiguous_format)
-
-
-def merge(labels: Sequence[Tensor]) -> Tensor | None:
-    """Labels that agree with all (0 agrees with any); None where they differ."""
-    merged = labels[0]
-    for other in labels[1:]:
-        if other is merged:
-            continue
-        a, b = torch.broadcast_tensors(merged, other)
-        if bool(((a != b) & (a > 0) & (b > 0)).any()):
-            return None
-        if a.shape != merged.shape or bool((b > a).any()):
-            merged = torch.maximum(a, b)
-    return merged
-
-
-def on_axis(line: Tensor, axis: int, rank: int) -> Tensor:
-    """A 1-d label tensor laid along one axis of a tensor of that rank."""
-    return line.view([-1 if d == axis else 1 for d in range(rank)])
+    none = None if x.is_floating_point() else torch.zeros((1,) * x.dim()).to(x.device)
+    return Labels(x.shape, on_axis(rows, 0, x.dim()), none, sources)
 
 
 def sample_axes(labels: Labels) -> list[int]:
@@ -206,7 +168,7 @@ def samples_along(known: Sequence[Labels], axis: int | None = None) -> Tensor | 
     """The samples along the one axis where those of all of ``known`` change.
 
     Args:
-        known (Sequence of Labels): none of them lost.
+        known (Sequence of Labels): none of them untraceable.
         axis (int, optional): the only axis where they may change. Default: any, if it
             is the same for all of them.
 
@@ -226,21 +188,3 @@ def samples_along(known: Sequence[Labels], axis: int | None = None) -> Tensor | 
         lines.append(line.flatten())
     lengths = {line.numel() for line in lines} - {1}
     return merge(lines) if len(lengths) <= 1 else None
-
-
-def rewritten(seen: Tensor, written: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Labels of ``seen``, [*seen.shape], after ``written`` overwrote shared memory.
-
-    Args:
-        seen (Tensor): a tensor labelled ``old``.
-        written (Tensor): a tensor on the same memory, now labelled ``new``.
-        old (Tensor): broadcastable to ``seen.shape``.
-        new (Tensor): broadcastable to ``written.shape``.
-    """
-    size = seen.untyped_storage().nbytes() // seen.element_size()
-    places = torch.arange(size, device=seen.device)
-    memory = torch.zeros(size, device=seen.device)
-    for x, labels in ((seen, old), (written, new)):
-        at = places.as_strided(x.shape, x.stride(), x.storage_offset())
-        memory[at] = labels.expand(x.shape)
-    return memory.as_strided(seen.shape, seen.stride(), seen.storage_offset()).clone()

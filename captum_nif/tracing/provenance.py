@@ -3,15 +3,16 @@ r"""What each torch function does to the samples and channels of its arguments.
 Functions fall into few families: those that only move elements are *run on the labels*,
 pointwise ones keep labels, reductions and pools keep what is constant over the axes
 that they sum up, and products are read as Einstein sums. A function of no family may
-mix samples for all we know, so its result is lost: refused if a layer reads it, never
-guessed.
+mix samples for all we know, so its result is untraceable: refused if a layer reads it,
+never guessed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,68 +22,62 @@ from captum_nif.tracing.functions import (
     ALL_BUT_FIRST_AXIS,
     BATCHED,
     DIM,
-    EQUATIONS,
+    FOURIER,
     MOVING,
     PADDING,
     POINTWISE,
     REDUCING,
     SCANNING,
+    SCATTERING,
     SOFTMAX,
     TRAILING_AXES,
     Call,
     raw_name,
     tensors_in,
+    tensors_read,
 )
-from captum_nif.tracing.origins import (
-    Labels,
-    collapse,
-    compact,
-    lost,
-    merge,
-    on_axis,
-    samples_along,
-)
-
-Parts: TypeAlias = "tuple[Tensor | None, Tensor | None]"
-"""Row labels and channel labels of one result, None where they are lost."""
+from captum_nif.tracing.label_tensors import collapse, compact, on_axis
+from captum_nif.tracing.origins import Labels, samples_along, untraceable
+from captum_nif.tracing.parts import Part, along, each, merged, part_of
+from captum_nif.tracing.products import PRODUCTS, product_of
+from captum_nif.tracing.sources import Sources, moved, uniform, united
 
 
 def propagate(call: Call) -> list[Labels]:
     """Labels of the outputs of a call, at least one of whose arguments has labels."""
     name, known = call.name, call.known
     family = _pooled if "pool" in name else _FAMILIES.get(name)
-    why = next((labels.lost for labels in known if labels.rows is None), "")
+    why = next((labels.untraceable for labels in known if labels.rows is None), "")
     if family is None:
         why = why or f"`{name}` is not known to keep samples apart"
     if not known:
         why = f"`{name}` picks elements of a constant, for each sample others"
     if why or family is None:
-        return [lost(out.shape, why) for out in call.outputs]
-    found = family(call)
-    if len(found) == 1:
-        found *= len(call.outputs)
+        return [untraceable(t.shape, why, call.all_sources) for t in call.outputs]
+    parts = family(call)
+    if len(parts) == 1:
+        parts *= len(call.outputs)
     return [
-        _labels(out, rows, channels, known, name)
-        for out, (rows, channels) in zip(call.outputs, found, strict=True)
+        _labels(out, part, known, call)
+        for out, part in zip(call.outputs, parts, strict=True)
     ]
 
 
-def _labels(
-    out: Tensor,
-    rows: Tensor | None,
-    channels: Tensor | None,
-    known: Sequence[Labels],
-    name: str,
-) -> Labels:
+def _labels(out: Tensor, part: Part, known: Sequence[Labels], call: Call) -> Labels:
+    rows, channels, sources = part
+    indices = _index_sources(call)
+    if indices is not None:
+        sources = united([sources, indices], out.dim())
     if rows is None:
-        return lost(out.shape, f"`{name}` mixes samples")
-    for part in (rows, channels):
-        if part is not None and not _fits(part, out):
-            return lost(out.shape, f"`{name}` gave an unexpected shape")
+        return untraceable(out.shape, f"`{call.name}` mixes samples", sources)
+    for labels in (rows, channels, sources.which):
+        if labels is not None and not _fits(labels, out):
+            why = f"`{call.name}` gave an unexpected shape"
+            return untraceable(out.shape, why, uniform(sources.union))
     for k in known:  # the same object: what was found out about it stays known
         if k.shape == out.shape and k.rows is rows and k.channels is channels:
-            return k
-    return Labels(out.shape, rows, channels)
+            return k if k.sources is sources else replace(k, sources=sources)
+    return Labels(out.shape, rows, channels, sources)
 
 
 def _fits(part: Tensor, out: Tensor) -> bool:
@@ -90,78 +85,63 @@ def _fits(part: Tensor, out: Tensor) -> bool:
     return part.dim() == out.dim() and all(a in (1, b) for a, b in extents)
 
 
-def _each(labels: Labels, change: Callable[[Tensor], Tensor | None]) -> Parts:
-    rows, channels = labels.rows, labels.channels
-    return (
-        None if rows is None else change(rows),
-        None if channels is None else change(channels),
-    )
-
-
-def _merged(parts: Sequence[Parts], rank: int) -> Parts:
-    """What all agree on, broadcast as torch does to tensors of that rank."""
-
-    def all_agree(labels: Sequence[Tensor | None]) -> Tensor | None:
-        given = [part for part in labels if part is not None]
-        agreed = merge(given) if len(given) == len(labels) else None
-        if agreed is None or agreed.dim() >= rank:
-            return agreed
-        return agreed.reshape((1,) * (rank - agreed.dim()) + agreed.shape)
-
-    return all_agree([r for r, _ in parts]), all_agree([c for _, c in parts])
+def _index_sources(call: Call) -> Sources | None:
+    """The sources of what is read besides the data: what chooses the elements."""
+    data = {id(t) for t in call.tensors}
+    read = tensors_read(call.func, call.args, call.kwargs)
+    others = [t for t in read if id(t) not in data and call.labels_of(t) is not None]
+    members = frozenset[int]().union(*(call.sources_of(t).union for t in others))
+    return uniform(members) if others else None
 
 
 # --- families -------------------------------------------------------------------------
 
 
-def _pointwise(call: Call) -> list[Parts]:
-    parts = [(k.rows, k.channels) for k in call.known]
-    return [_merged(parts, call.outputs[0].dim())]
+def _pointwise(call: Call) -> list[Part]:
+    return [merged([part_of(k) for k in call.known], call.outputs[0].dim())]
 
 
-def _normalized(call: Call) -> list[Parts]:
+def _normalized(call: Call) -> list[Part]:
     """Softmax and norms: a sample's elements are scaled by one another."""
-    for labels in call.known[:1]:
-        rows = labels.rows
-        if rows is None or collapse(rows, _axes(call, rows.dim())) is None:
-            return [(None, None)]
-    return _pointwise(call)
+    labels = call.known[0]
+    scale = along(part_of(labels), _axes(call, len(labels.shape)))
+    if scale.rows is None:
+        return [Part(None, None, scale.sources)]
+    part = _pointwise(call)[0]
+    if part.sources.which is not None:
+        rank = call.outputs[0].dim()
+        part = part._replace(sources=united([part.sources, scale.sources], rank))
+    return [part]
 
 
-def _reduced(call: Call) -> list[Parts]:
+def _reduced(call: Call) -> list[Part]:
     """Sums and extremes: one element takes the place of an axis."""
     known = call.known
     if len(call.tensors) > 1 and call.name in ("max", "min"):
         return _pointwise(call)
     rank = max(len(k.shape) for k in known)
-    merged = _merged([(k.rows, k.channels) for k in known], rank)
+    joined = merged([part_of(k) for k in known], rank)
     dims = _axes(call, rank)
-    rows, channels = (part if part is None else collapse(part, dims) for part in merged)
-    if channels is None and merged[1] is not None:
+    part = along(joined, dims)
+    if part.channels is None and joined.channels is not None:
         # a mean over channels belongs to none of them, as in a hand-written LayerNorm
-        channels = torch.zeros((1,) * rank, device=merged[1].device)
-    return [_squeezed(rows, channels, dims, call.outputs[0].dim())]
+        none = torch.zeros((1,) * rank, device=joined.channels.device)
+        part = part._replace(channels=none)
+    return [_squeezed(part, dims, call.outputs[0].dim())]
 
 
-def _scanned(call: Call) -> list[Parts]:
+def _scanned(call: Call) -> list[Part]:
     """Running sums and sorting: elements change places or meaning along an axis."""
     labels = call.labels
     if labels is None:
-        return [(None, None)]
+        return [Part(None, None, call.all_sources)]
     dims = _axes(call, len(labels.shape))
-    rows, channels = _each(labels, lambda part: collapse(part, dims))
-    return [_squeezed(rows, channels, dims, call.outputs[0].dim())]
+    return [_squeezed(along(part_of(labels), dims), dims, call.outputs[0].dim())]
 
 
-def _squeezed(
-    rows: Tensor | None, channels: Tensor | None, dims: Sequence[int], rank: int
-) -> Parts:
+def _squeezed(part: Part, dims: Sequence[int], rank: int) -> Part:
     """Without the axes ``dims``, if the result has lost them."""
-    rows, channels = (
-        part if part is None or part.dim() == rank else part.squeeze(tuple(dims))
-        for part in (rows, channels)
-    )
-    return rows, channels
+    return each(part, lambda x: x if x.dim() == rank else x.squeeze(tuple(dims)))
 
 
 def _axes(call: Call, rank: int) -> list[int]:
@@ -180,44 +160,88 @@ def _axes(call: Call, rank: int) -> list[int]:
     return [int(d) % rank for d in dims if rank] or list(range(rank))
 
 
-def _pooled(call: Call) -> list[Parts]:
+def _pooled(call: Call) -> list[Part]:
     """Pooling and resampling: over the last axes, within a channel."""
     known = call.known
     rank = len(known[0].shape)
     digit = re.search(r"(\d)d", call.name)
     spatial = range(rank - (int(digit.group(1)) if digit else rank - 2), rank)
-    parts = [_each(k, lambda part: collapse(part, spatial)) for k in known]
-    return [_merged(parts, rank)]
+    return [merged([along(part_of(k), spatial) for k in known], rank)]
 
 
-def _batched(call: Call) -> list[Parts]:
+def _batched(call: Call) -> list[Part]:
     """Convolutions and their like: the first axis is the sample."""
     out = call.outputs[0]
+    sources = call.all_sources
     line = samples_along(call.known, axis=0)
     rows = None if line is None or out.dim() < 3 else on_axis(line, 0, out.dim())
     labels, weight = call.labels, call.get(1, "weight")
     if labels is None or labels.channels is None or not call.name.startswith("conv"):
-        return [(rows, None)]
+        return [Part(rows, None, sources)]
     if weight.shape[:2] != (labels.shape[1], 1) or call.labels_of(weight) is not None:
-        return [(rows, None)]
+        return [Part(rows, None, sources)]
     # one fixed filter for each channel, such as a blur: pooling by another name
-    return [(rows, collapse(labels.channels, range(2, labels.channels.dim())))]
+    channels = collapse(labels.channels, range(2, labels.channels.dim()))
+    return [Part(rows, channels, sources)]
 
 
-def _looked_up(call: Call) -> list[Parts]:
+def _looked_up(call: Call) -> list[Part]:
     """``embedding`` and ``one_hot``: a vector takes the place of a number."""
     labels = call.labels
     if labels is None or labels.rows is None:
-        return [(None, None)]
-    return [(labels.rows.unsqueeze(-1), None)]
+        return [Part(None, None, call.all_sources)]
+    part = each(part_of(labels), lambda x: x.unsqueeze(-1))
+    return [part._replace(channels=None)]
 
 
-def _scattered(call: Call) -> list[Parts]:
+def _scattered(call: Call) -> list[Part]:
     """``scatter``: an element may come to stand anywhere along one axis."""
     rank = call.outputs[0].dim()
-    dims = [call.get(1, "dim") % rank]
-    parts = [_each(k, lambda part: collapse(part, dims)) for k in call.known]
-    return [(_merged(parts, rank)[0], None)]
+    if any(len(k.shape) != rank for k in call.known):
+        return [Part(None, None, call.all_sources)]
+    dim = call.get(1, "dim") % rank
+    part = merged([along(part_of(k), [dim]) for k in call.known], rank)
+    if call.name not in SCATTERING:
+        return [part._replace(channels=None)]
+    if part.rows is None:  # along the axis of the samples
+        part = part._replace(rows=_rows_of_segments(call, dim))
+    return [part]
+
+
+def _rows_of_segments(call: Call, dim: int) -> Tensor | None:
+    """Row labels where all that is added up in one place is of one sample."""
+    onto, index, added = call.tensors
+    if call.labels_of(index) is not None:  # each sample chooses by itself
+        return None
+    reduce = "index_reduce" if call.name.startswith("index") else "scatter_reduce"
+
+    def rows(t: Tensor, nowhere: float) -> Tensor:
+        labels = call.labels_of(t)
+        if labels is None or labels.rows is None:
+            return torch.full(t.shape, nowhere, device=t.device)
+        full = labels.rows.expand(t.shape)
+        return torch.where(full > 0, full, nowhere)
+
+    def extreme(which: str, nowhere: float) -> Tensor:
+        start = rows(onto, nowhere)
+        part = rows(added, nowhere)
+        result: Tensor = getattr(start, reduce)(dim, index, part, which)
+        return result
+
+    high, low = extreme("amax", 0.0), extreme("amin", torch.inf)
+    return compact(high) if bool(((high == low) | (high == 0)).all()) else None
+
+
+def _complex_pairs(call: Call) -> list[Part]:
+    """``view_as_complex``: pairs along the last axis become one element."""
+    rank = len(call.known[0].shape)
+    part = along(part_of(call.known[0]), [rank - 1])
+    return [_squeezed(part, [rank - 1], rank - 1)]
+
+
+def _real_pairs(call: Call) -> list[Part]:
+    """``view_as_real``: an element becomes a pair along a new last axis."""
+    return [each(part_of(call.known[0]), lambda x: x.unsqueeze(-1))]
 
 
 _COPYING: dict[str, Callable[..., Any]] = {
@@ -226,122 +250,81 @@ _COPYING: dict[str, Callable[..., Any]] = {
 }
 
 
-def _moved(call: Call) -> list[Parts]:
+def _moved(call: Call) -> list[Part]:
     """Run a function that only moves elements on the labels of its data."""
-    args, options = tuple(call.args), dict(call.kwargs)
+    sources = call.all_sources
+    if call.name == "view" and isinstance(call.get(1, "dtype"), torch.dtype):
+        return [Part(None, None, sources)]
+    if call.name == "index_put" and call.get(3, "accumulate", False):
+        return [Part(None, None, sources)]
     if call.name == "setitem" and call.labels is not None:
-        value = args[2]
+        value = call.args[2]
         if not isinstance(value, Tensor) or call.labels_of(value) is None:
-            return [(call.labels.rows, call.labels.channels)]  # as `masked_fill` does
+            moved_sources = _moved_sources(call)[0]  # the rest as `masked_fill` does
+            return [Part(call.labels.rows, call.labels.channels, moved_sources)]
+    labels = [call.labels_of(t) for t in call.tensors]
+
+    def run(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        if any(k is not None and p is None for k, p in zip(labels, parts, strict=True)):
+            return [None] * len(call.outputs)
+        return _run_on(call, parts)
+
+    rows = run([None if k is None else k.rows for k in labels])
+    channels = run([None if k is None else k.channels for k in labels])
+    return [
+        Part(*part) for part in zip(rows, channels, _moved_sources(call), strict=True)
+    ]
+
+
+def _moved_sources(call: Call) -> list[Sources]:
+    """Sources of the results of a move, which is run only where it matters."""
+    parts = [call.sources_of(t) for t in call.tensors]
+    chosen = call.name == "setitem" and _index_sources(call) is not None
+    written = call.name == "setitem" and len(parts) == 1  # with a number
+    if chosen or (united(parts, 0).which is None and not written and _alike(parts)):
+        return [united(parts, call.outputs[0].dim())] * len(call.outputs)
+    return moved(parts, lambda labels: _run_on(call, labels))
+
+
+def _alike(parts: Sequence[Sources]) -> bool:
+    return all(part.sets == parts[0].sets for part in parts)
+
+
+def _run_on(call: Call, parts: Sequence[Tensor | None]) -> list[Tensor]:
+    """The results of a move of label tensors, one for each tensor of data."""
+    args, options = tuple(call.args), dict(call.kwargs)
     if call.name in PADDING:  # what is padded belongs to no sample, whatever its value
         args = args[: PADDING[call.name]]
         options.pop("value", None)
-    if call.name == "view" and isinstance(call.get(1, "dtype"), torch.dtype):
-        return [(None, None)]
     # labels are expanded, without memory of their own to be viewed or written
     func = _COPYING.get(call.name, call.func)
     writes = call.name == "setitem" or raw_name(func).endswith("_")
-    moving = {id(t) for t in call.tensors}
+    by_id = {id(t): part for t, part in zip(call.tensors, parts, strict=True)}
+    if call.name == "setitem" and id(args[2]) not in by_id:
+        args = (*args[:2], 0)  # a constant is of no sample
 
-    def run(which: str) -> list[Tensor | None]:
-        def label(t: object) -> object:
-            if not isinstance(t, Tensor) or id(t) not in moving:
-                return t
-            labels = call.labels_of(t)
-            if labels is None:
-                return torch.zeros(t.shape, device=t.device)
-            part = getattr(labels, which).expand(labels.shape)
-            return part.clone() if writes else part
+    def label(t: object) -> object:
+        if not isinstance(t, Tensor) or id(t) not in by_id:
+            return t
+        part, labels = by_id[id(t)], call.labels_of(t)
+        if part is None or labels is None:
+            return torch.zeros(t.shape, device=t.device)
+        part = part.to(t.device).expand(labels.shape)  # as it was before the call
+        return part.clone() if writes else part
 
-        if any(getattr(labels, which) is None for labels in call.known):
-            return [None] * len(call.outputs)
-        labelled, named = tree_map(label, (args, options))
-        result = func(*labelled, **named)
-        moved = labelled[0] if result is None else result  # `x[index] = value`
-        return [compact(t) for t in tensors_in(moved)]
-
-    return list(zip(run("rows"), run("channels"), strict=True))
+    labelled, named = tree_map(label, (args, options))
+    result = func(*labelled, **named)
+    return [compact(t) for t in tensors_in(labelled[0] if result is None else result)]
 
 
-# --- products -------------------------------------------------------------------------
+def _multiplied(call: Call) -> list[Part]:
+    product = product_of(call)
+    if product is None:
+        return [Part(None, None, call.all_sources)]
+    return [product.labels(call.labels_of)]
 
 
-def _product(call: Call) -> list[Parts]:
-    factors, rank = call.tensors, call.outputs[0].dim()
-    term = factors.pop(0) if call.name in ("addmm", "baddbmm") else None
-    if call.name == "rmatmul":
-        factors.reverse()
-    if call.name == "einsum":
-        equation = call.first
-        if not isinstance(equation, str):  # torch.einsum(x, [0, 1], ...)
-            return [(None, None)]
-    else:
-        equation = EQUATIONS.get(call.name) or _matrix_product(*factors)
-    n = equation.split("->")[0].count(",") + 1
-    labelled = [(t.dim(), call.labels_of(t)) for t in factors[:n]]
-    parts = [einsum_labels(equation, labelled)] if any(k for _, k in labelled) else []
-    masked = call.name == "scaled_dot_product_attention"
-    added = [t for t in (term, *factors[n:]) if t is not None]
-    terms = [labels for t in added if (labels := call.labels_of(t)) is not None]
-    # a bias is added to the product, a mask is not
-    parts += [(None if masked else labels.rows, None) for labels in terms]
-    return [_merged(parts, rank)]
-
-
-def _matrix_product(a: Tensor, b: Tensor) -> str:
-    left = "...ij" if a.dim() > 1 else "j"
-    right = "...jk" if b.dim() > 1 else "j"
-    return f"{left},{right}->...{'i' * (a.dim() > 1)}{'k' * (b.dim() > 1)}"
-
-
-def einsum_labels(equation: str, factors: Sequence[tuple[int, Labels | None]]) -> Parts:
-    """Labels of an Einstein sum: what is summed over must lie within one sample.
-
-    Args:
-        equation (str): as for :func:`torch.einsum`.
-        factors (Sequence): rank and labels of each factor, None for a constant.
-    """
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    ranks = [rank for rank, _ in factors]
-    terms = [_letters(t, rank) for t, rank in zip(left.split(","), ranks, strict=True)]
-    spread = max(([x for x in t if x.isdigit()] for t in terms), key=len)
-    if arrow:
-        before, dots, after = right.partition("...")
-        kept = [*before, *(spread if dots else ()), *after]
-    else:  # the letters that appear once, in alphabetical order
-        every = [x for term in terms for x in term if not x.isdigit()]
-        kept = [*spread, *sorted(x for x in set(every) if every.count(x) == 1)]
-
-    def arranged(part: Tensor, letters: Sequence[str]) -> Tensor | None:
-        summed = [d for d, x in enumerate(letters) if x not in kept]
-        core = collapse(part, summed)
-        if core is None or len(set(letters)) < len(letters):  # a diagonal
-            return None
-        order = [letters.index(x) for x in kept if x in letters]
-        extents = dict(zip(letters, core.shape, strict=True))
-        return core.permute(*order, *summed).reshape([extents.get(x, 1) for x in kept])
-
-    parts = []
-    for letters, (_, labels) in zip(terms, factors, strict=True):
-        if labels is not None:
-            rows, channels = labels.rows, labels.channels
-            parts.append(
-                (
-                    None if rows is None else arranged(rows, letters),
-                    None if channels is None else arranged(channels, letters),
-                )
-            )
-    return _merged(parts, len(kept))
-
-
-def _letters(term: str, rank: int) -> list[str]:
-    """The axes of an einsum term; those of its ellipsis are digits that count down."""
-    before, dots, after = term.partition("...")
-    spread = rank - len(before) - len(after) if dots else 0
-    return [*before, *map(str, reversed(range(spread))), *after]
-
-
-_FAMILIES: dict[str, Callable[[Call], list[Parts]]] = {
+_FAMILIES: dict[str, Callable[[Call], list[Part]]] = {
     **dict.fromkeys(MOVING, _moved),
     **dict.fromkeys(POINTWISE, _pointwise),
     "copy": _pointwise,
@@ -350,17 +333,13 @@ _FAMILIES: dict[str, Callable[[Call], list[Parts]]] = {
         _normalized,
     ),
     **dict.fromkeys(REDUCING, _reduced),
-    **dict.fromkeys(SCANNING, _scanned),
+    **dict.fromkeys([*SCANNING, *FOURIER], _scanned),
     **dict.fromkeys(["interpolate", "upsample"], _pooled),
-    **dict.fromkeys(
-        BATCHED,
-        _batched,
-    ),
+    **dict.fromkeys(BATCHED, _batched),
     **dict.fromkeys(["embedding", "one_hot"], _looked_up),
-    "scatter": _scattered,
-    **dict.fromkeys(
-        ["matmul", "rmatmul", "mm", "bmm", "mv", "einsum", "addmm", "baddbmm"], _product
-    ),
-    **dict.fromkeys(EQUATIONS, _product),
+    **dict.fromkeys(["scatter", *SCATTERING], _scattered),
+    "view_as_complex": _complex_pairs,
+    "view_as_real": _real_pairs,
+    **dict.fromkeys(PRODUCTS, _multiplied),
 }
 """The family of each function; pools are told by their names."""

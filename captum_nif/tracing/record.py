@@ -10,26 +10,49 @@ their values are kept instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_nif.tracing.functions import KEEPING, tensors_in
+from captum_nif.tracing.functions import tensors_in
+from captum_nif.tracing.label_tensors import rewritten
 from captum_nif.tracing.origins import (
     Labels,
     average,
     batch_labels,
     by_channel,
     float_dtype,
-    lost,
     overwrite,
-    rewritten,
+    untraceable,
 )
+from captum_nif.tracing.sources import Sources, moved, uniform
 
 Nodes = Literal["channel", "neuron"]
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module, or of a function with a parameter of that name.
+
+    Args:
+        path (str): the module's path in the model, or the parameter's.
+        index (int): how often it was called before, in one forward pass.
+    """
+
+    path: str
+    index: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the layer in the graph: ``"fc"``, ``"fc:1"`` for a second call.
+
+        Names that inputs and the output have in every graph get a number at once.
+        """
+        reserved = self.path == "output" or self.path.rstrip("0123456789") == "input"
+        return f"{self.path}:{self.index}" if self.index or reserved else self.path
 
 
 @dataclass(eq=False)
@@ -37,9 +60,8 @@ class Node:
     """One version of one tensor.
 
     Args:
-        sources (frozenset of int): indices of the sources that it depends on.
+        labels (Labels or None): where its elements come from; None for constants.
         parents (tuple of Node): the versions that it was computed from.
-        labels (Labels or None): sample and channel of its elements; None for constants.
         value (Tensor or None): mean per sample and channel, [N, C], or all elements in
             the order of channels, [N, C * places], if it was settled, depends on one
             source alone and still holds that source's channels.
@@ -50,15 +72,19 @@ class Node:
         is_settled (bool): whether its value is known.
     """
 
-    sources: frozenset[int] = frozenset()
-    parents: tuple[Node, ...] = ()
     labels: Labels | None = None
+    parents: tuple[Node, ...] = ()
     value: Tensor | None = None
     shape: tuple[int, ...] = ()
     weight: str = ""
     refused: str = ""
     was_read: bool = False
     is_settled: bool = False
+
+    @property
+    def sources(self) -> frozenset[int]:
+        """Indices of the sources that it depends on."""
+        return frozenset() if self.labels is None else self.labels.sources.union
 
     @property
     def is_constant(self) -> bool:
@@ -73,18 +99,20 @@ class Source:
     Args:
         name (str): the layer's name in the graph.
         index (int): position in the order of execution.
-        module (Module or None): the layer's module, None for an input.
+        call (ModuleCall or None): what was called, None for an input.
         size (int): number of channels.
         reads (list of Node): the tensors that the call took.
         roots (list of Node): the tensors that it returned, the main one first.
+        reads_categories (bool): whether it takes numbers for categories.
     """
 
     name: str
     index: int
-    module: nn.Module | None = None
+    call: ModuleCall | None = None
     size: int = 0
     reads: list[Node] = field(default_factory=list)
     roots: list[Node] = field(default_factory=list)
+    reads_categories: bool = False
 
 
 CONSTANT = Node()
@@ -101,8 +129,8 @@ class Record:
         inputs (tuple of Tensor): what it will be called with; the same objects.
         constants (Iterable of Tensor): its further arguments; the same objects.
         nodes (str): ``"channel"``, whose values are averages, or ``"neuron"``.
-        fed (Mapping): values, [N, C * places], that take the place of those of a layer
-            as soon as they are made, by the node's position in ``order``.
+        overrides (Mapping): values, [N, C * places], that take the place of those of a
+            layer as soon as they are made, by the node's position in ``order``.
         visits (Mapping): functions that are called with a tensor and its node as soon
             as it is made, by the node's position in ``order``.
     """
@@ -113,25 +141,29 @@ class Record:
         inputs: tuple[Tensor, ...],
         constants: Iterable[Tensor],
         nodes: Nodes = "channel",
-        fed: Mapping[int, Tensor] | None = None,
+        overrides: Mapping[int, Tensor] | None = None,
         visits: Mapping[int, Visit] | None = None,
     ) -> None:
         self.sources: list[Source] = []
         self.order: list[Node] = []
         self._model = model
         self._nodes = nodes
-        self._fed = fed or {}
+        self._overrides = overrides or {}
         self._visits = visits or {}
         self._batch = inputs[0].shape[0]
         self._current = WeakTensorKeyDictionary()  # the last version of each tensor
         self._weights = {id(p): name for name, p in model.named_parameters()}
         self._attributes = _tensor_attributes(model)
         self._used_attributes: set[str] = set()
+        self.integers = frozenset(
+            i for i, x in enumerate(inputs) if not x.is_floating_point()
+        )
+        """Inputs that may hold numbers of categories, or masks."""
         for x in constants:
             self._current[x] = CONSTANT
         for i, x in enumerate(inputs):
             name = "input" if len(inputs) == 1 else f"input{i}"
-            root = Node(frozenset([i]), labels=batch_labels(x))
+            root = Node(batch_labels(x, uniform([i])))
             self.sources.append(Source(name, i, size=x[0].numel(), roots=[root]))
             self.add(x, root)
 
@@ -157,21 +189,26 @@ class Record:
         self._current[x] = node
         if node is not CONSTANT:
             self.order.append(node)
-            place = len(self.order) - 1
-            if place in self._fed:
-                self._feed(x, node, self._fed[place])
-            if place in self._visits:
-                self._visits[place](x, node)
+            position = len(self.order) - 1
+            if position in self._overrides:
+                self._override(x, node, self._overrides[position])
+            if position in self._visits:
+                self._visits[position](x, node)
 
-    def apart(self, output: Tensor, taken: Sequence[Tensor]) -> Tensor:
+    def isolate(self, output: Tensor, taken: Sequence[Tensor]) -> Tensor:
         """What a layer returned, with memory of its own where it may be overwritten."""
         shared = any(_memory(output) == _memory(t) for t in taken)
-        return output.clone() if self._fed and shared else output
+        return output.clone() if self._overrides and shared else output
 
-    def _feed(self, x: Tensor, node: Node, values: Tensor) -> None:
-        """Keep what a layer gives, and hand others on to its readers."""
+    def _override(self, x: Tensor, node: Node, values: Tensor) -> None:
+        """Keep what a layer computes, and pass others on to its readers."""
         self.settle(x)
-        source = self.sources[next(iter(node.sources))]
+        source = self._one_source(node)
+        if source is None:
+            raise NotImplementedError(
+                "The model took another path through its functions than in the pass "
+                "before: a value that is to be overridden is not there."
+            )
         assert node.labels is not None
         grouped = values.view(self._batch, source.size, -1)
         try:
@@ -185,30 +222,41 @@ class Record:
     def settle(self, x: Tensor) -> None:
         """Take the averages of a tensor, if it holds the channels of one source."""
         node = self.node(x)
-        if node.is_settled or len(node.sources) != 1 or node.labels is None:
+        if node.is_settled or node.labels is None:
+            return
+        source = self._one_source(node)
+        if source is None:
             return
         node.is_settled = True
-        source = self.sources[next(iter(node.sources))]
-        if source.module is not None and node.labels.channels is not None:
-            found = by_channel(x.detach(), node.labels, self._batch, source.size)
-            if found is None:
-                return
-            if self._nodes == "channel" or found.shape[-1] == 1:
-                node.value, node.shape = average(found), (source.size,)
-                return
-            plain = x.shape[2:] if node.labels.is_plain else found.shape[2:]
-            node.shape = (source.size, *plain)
-            node.value = found.flatten(1).to(float_dtype(x)).clone()
+        if node.labels.channels is None or x.is_complex():
+            return
+        grouped = by_channel(x.detach(), node.labels, self._batch, source.size)
+        if grouped is None:
+            return
+        if self._nodes == "channel" or grouped.shape[-1] == 1:
+            node.value, node.shape = average(grouped), (source.size,)
+            return
+        plain = x.shape[2:] if node.labels.is_plain else grouped.shape[2:]
+        node.shape = (source.size, *plain)
+        node.value = grouped.flatten(1).to(float_dtype(x)).clone()
 
-    def settle_read(self, name: str, tensors: Sequence[Tensor]) -> None:
+    def _one_source(self, node: Node) -> Source | None:
+        """The one layer that a node depends on, besides inputs that may be no nodes."""
+        layers = node.sources - self.integers
+        if len(layers) != 1:
+            return None
+        source = self.sources[next(iter(layers))]
+        return None if source.call is None else source
+
+    def settle_read(self, keeps: bool, tensors: Sequence[Tensor]) -> None:
         """Settle what a function is about to read, and perhaps to overwrite.
 
         All but a tensor that is read for the first time, alone, by a function that
-        keeps its channels: every path through it goes on through the result, which then
-        makes the better value. Unless it is read again, and that settles it.
+        ``keeps`` its channels: every path through it goes on through the result, which
+        then makes the better value. Unless it is read again, and that settles it.
         """
         nodes = {id(node): node for t in tensors if (node := self.node(t)).sources}
-        alone = len(nodes) == 1 and name in KEEPING
+        alone = len(nodes) == 1 and keeps
         for t in tensors:
             node = self.node(t)
             if alone and not node.was_read:
@@ -241,15 +289,31 @@ class Record:
         self.settle(written)  # whoever reads the relative reads it
         parents = tuple(p for p in ((new,) if hit.all() else (old, new)) if p.labels)
         refused = next((p.refused for p in (old, new) if p.refused), "")
-        if not parents:
+        sides = [p.labels or Labels(relative.shape, zero, zero) for p in (old, new)]
+        (sources,) = moved(
+            [side.sources for side in sides],
+            lambda labels: [
+                rewritten(relative, written, *(x.to(zero.device) for x in labels))
+            ],
+        )
+        if not sources.union:
             self.add(relative, Node(refused=refused) if refused else CONSTANT)
             return
-        labels = old.labels
-        if labels is None or new.labels is not None:  # constants change no labels
-            sides = [p.labels or Labels(relative.shape, zero, zero) for p in (old, new)]
-            labels = _overlaid(relative, written, *sides)
-        sources = frozenset[int]().union(*(p.sources for p in parents))
-        self.add(relative, Node(sources, parents, labels, refused=refused))
+        if old.labels is not None and new.labels is None:  # constants change no labels
+            labels = replace(old.labels, sources=sources)
+        else:
+            labels = _overlaid(relative, written, sides, sources)
+        self.add(relative, Node(labels, parents, refused=refused))
+
+    def layer_path(self, parameter: str) -> str:
+        """The module that owns a parameter; or the parameter, if it owns several."""
+        path, parametrized, _ = parameter.partition(".parametrizations.")
+        if parametrized:
+            return path
+        path, _, _ = parameter.rpartition(".")
+        owner = self._model.get_submodule(path)
+        matrices = [p for p in owner.parameters(recurse=False) if p.dim() > 1]
+        return path if path and len(matrices) == 1 else parameter
 
     def unknown(self, x: Tensor) -> str:
         """Why a tensor that nothing traced has made cannot be read, if it may."""
@@ -276,21 +340,33 @@ class Record:
                 )
 
 
-def _overlaid(relative: Tensor, written: Tensor, old: Labels, new: Labels) -> Labels:
+def _overlaid(
+    relative: Tensor, written: Tensor, sides: Sequence[Labels], sources: Sources
+) -> Labels:
     """Labels of ``relative``, some of whose memory ``written`` overwrote."""
+    old, new = sides
     if old.rows is None or new.rows is None:
-        return lost(relative.shape, old.lost or new.lost)
+        why = old.untraceable or new.untraceable
+        return untraceable(relative.shape, why, sources)
     channels = None
     if old.channels is not None and new.channels is not None:
         channels = rewritten(relative, written, old.channels, new.channels)
-    return Labels(
-        relative.shape, rewritten(relative, written, old.rows, new.rows), channels
-    )
+    rows = rewritten(relative, written, old.rows, new.rows)
+    return Labels(relative.shape, rows, channels, sources)
 
 
-def among(x: object, tensors: Sequence[Tensor]) -> bool:
+def is_in(x: object, tensors: Sequence[Tensor]) -> bool:
     """Whether ``x`` is one of the tensors, by identity."""
     return any(x is t for t in tensors)
+
+
+def by_memory(tensors: Sequence[Tensor], first: Sequence[Tensor]) -> list[Tensor]:
+    """One of all that share memory: of those in ``first``, or the first of them."""
+    found: dict[object, Tensor] = {}
+    for t in (*(t for t in tensors if is_in(t, first)), *tensors):
+        memory = _memory(t)
+        found.setdefault(id(t) if memory is None else ("memory", memory), t)
+    return list(found.values())
 
 
 def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -16,25 +16,28 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from captum_nif.tracing.function_layers import function_layer
 from captum_nif.tracing.functions import (
+    KEEPING,
     MIXING_FUNCTIONS,
     Call,
     function_name,
     tensors_in,
     tensors_read,
 )
-from captum_nif.tracing.modules import output_labels
-from captum_nif.tracing.origins import Labels
+from captum_nif.tracing.layer_types import layer_type_of
+from captum_nif.tracing.layers import Layer
+from captum_nif.tracing.origins import Labels, untraceable
 from captum_nif.tracing.provenance import propagate
 from captum_nif.tracing.record import (
     CONSTANT,
+    ModuleCall,
     Node,
-    Nodes,
     Record,
     Source,
-    Visit,
-    among,
+    by_memory,
     distinct,
+    is_in,
 )
 from captum_nif.tracing.undisturbed import Hooks
 
@@ -44,35 +47,28 @@ _ENTERING = frozenset(["from_numpy", "tensor", "as_tensor", "asarray", "from_dlp
 
 
 class Recorder(TorchFunctionMode):
-    """Records one forward pass of ``model``; use as a context manager around it.
+    """Records one forward pass of a model; use as a context manager around it.
 
     Args:
-        model (Module): the model to be run.
-        layers (Mapping): the modules that are layers, with their names.
-        inputs (tuple of Tensor): what the model will be called with; the same objects.
-        extra (tuple): its further arguments, treated as constants; the same objects.
-        strict (bool): refuse parameters that mix features outside any layer.
-        nodes (str): see :class:`~captum_nif.tracing.record.Record`.
-        fed (Mapping): see :class:`~captum_nif.tracing.record.Record`.
-        visits (Mapping): see :class:`~captum_nif.tracing.record.Record`.
+        record (Record): where to.
+        layers (Mapping): the modules that are layers, with their paths.
+        strict (bool): take functions with a parameter, outside any layer, for layers.
+        channel_axes (Mapping, optional): where the channels are in what a layer
+            returns, if the user says so.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        record: Record,
         layers: Mapping[nn.Module, str],
-        inputs: tuple[Tensor, ...],
-        extra: tuple[Any, ...],
-        strict: bool,
-        nodes: Nodes = "channel",
-        fed: Mapping[int, Tensor] | None = None,
-        visits: Mapping[int, Visit] | None = None,
+        strict: bool = True,
+        channel_axes: Mapping[nn.Module, int] | None = None,
     ) -> None:
         super().__init__()
-        self.record = Record(model, inputs, _tensors_of(extra), nodes, fed, visits)
+        self.record = record
         self._layers = layers
         self._strict = strict
-        self._tokens = {i for i, x in enumerate(inputs) if not x.is_floating_point()}
+        self._channel_axes = channel_axes or {}
         self._left = False  # whether traced values have left torch
         self._calls: dict[str, int] = {}
         self._depth = 0
@@ -132,56 +128,68 @@ class Recorder(TorchFunctionMode):
             for t in tensors:
                 self.record.add(t, CONSTANT)
             return output
-        source = self._source(module)
+        layer_type = layer_type_of(module)
+        categories = layer_type is not None and layer_type.reads_categories
+        reads = [node for _, node, _ in self._read]
+        source = self._source(self._layers[module], reads, categories)
         taken = [t for t, _, _ in self._read]
         written = [t for t, _, version in self._read if _version(t) != version]
         if (
             isinstance(output, Tensor)
-            and among(output, taken)
-            and not among(output, written)
+            and is_in(output, taken)
+            and not is_in(output, written)
         ):
             # an identity: what it returns is to be told from what it took
             output = output.view_as(output)
             tensors = [output]
-        if isinstance(output, Tensor) and not among(output, written):
-            output = self.record.apart(output, taken)
+        if isinstance(output, Tensor) and not is_in(output, written):
+            output = self.record.isolate(output, taken)
             tensors = [output]
         for t in written:
-            if not among(t, tensors):
+            if not is_in(t, tensors):
                 why = f"it was overwritten inside the layer {source.name!r}"
                 self.record.add(t, Node(refused=why))
-        known = [(t.dim(), node.labels) for t, node, _ in self._read]
-        functions = self._mixed or self._mixed_before
-        labels = output_labels(module, source.name, known, tensors, functions)
+        layer = Layer(
+            module,
+            source.name,
+            source.index,
+            [(t.dim(), node.labels) for t, node, _ in self._read],
+            self._channel_axes.get(module),
+            [],
+            self._mixed or self._mixed_before,
+        )
+        self._start(source, tensors, layer.output_labels(tensors), taken, written)
+        return output
+
+    def _start(
+        self,
+        source: Source,
+        tensors: Sequence[Tensor],
+        labels: Sequence[Labels],
+        taken: Sequence[Tensor] = (),
+        written: Sequence[Tensor] = (),
+    ) -> None:
+        """Let a source begin in the tensors that its call returned."""
         if labels and labels[0].channels is not None:
             source.size = labels[0].channels.numel()
-        for t, found in zip(tensors, labels, strict=True):
+        for t, its_labels in zip(tensors, labels, strict=True):
             refused = ""
-            if among(t, taken) and not among(t, written):
+            if is_in(t, taken) and not is_in(t, written):
                 refused = f"the layer {source.name!r} returns its argument unchanged"
-            relatives = self.record.relatives(t) if among(t, written) else []
-            node = Node(frozenset([source.index]), labels=found, refused=refused)
+            relatives = self.record.relatives(t) if is_in(t, written) else []
+            node = Node(its_labels, refused=refused)
             source.roots.append(node)
             self.record.add(t, node)
             if len(tensors) > 1:  # the reader of a state may leave the sequence unread
                 self.record.settle(t)
             for relative in relatives:
                 self.record.rewrite(relative, t)
-        return output
 
-    def _source(self, module: nn.Module) -> Source:
-        """A new source for the call of a layer that ends."""
-        path = self._layers[module]
+    def _source(self, path: str, reads: list[Node], categories: bool) -> Source:
+        """A new source for a call that ends."""
         count = self._calls[path] = self._calls.get(path, -1) + 1
-        reads = [node for _, node, _ in self._read]
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            # token numbers are categories, not values: an embedding starts anew
-            reads = [
-                Node(refused=node.refused) if node.sources <= self._tokens else node
-                for node in reads
-            ]
-        sources = self.record.sources
-        source = Source(_call_name(path, count), len(sources), module, reads=reads)
+        call, sources = ModuleCall(path, count), self.record.sources
+        source = Source(call.name, len(sources), call, 0, reads, [], categories)
         sources.append(source)
         return source
 
@@ -202,7 +210,8 @@ class Recorder(TorchFunctionMode):
         if self._depth:
             self._peek(tensors)
             return func(*args, **kwargs)
-        self.record.settle_read(name, tensors)
+        keeps = name in KEEPING and not _to_complex(args, kwargs)
+        self.record.settle_read(keeps, tensors)
         versions = [_version(t) for t in tensors]
         result = func(*args, **kwargs)
         written = [
@@ -212,8 +221,9 @@ class Recorder(TorchFunctionMode):
             written = tensors[:1]
         if name.endswith(("batch_norm", "instance_norm")):  # running statistics
             written = [t for t in written if t is tensors[0]]
+        written = by_memory(written, tensors_in(kwargs.get("out")))
         outputs = tensors_in(result)
-        made = [t for t in outputs if not among(t, tensors)] + distinct(written)
+        made = [t for t in outputs if not is_in(t, tensors)] + distinct(written)
         if made:
             self._record(
                 Call(func, args, kwargs, self._labels_of(tensors), made), written
@@ -242,31 +252,74 @@ class Recorder(TorchFunctionMode):
 
     def _record(self, call: Call, written: Sequence[Tensor]) -> None:
         """Add the versions that a call made, and those of tensors it wrote through."""
-        read = [
-            self.record.node(t) for t in tensors_read(call.func, call.args, call.kwargs)
-        ]
-        parents = tuple(node for node in read if not node.is_constant)
+        tensors = tensors_read(call.func, call.args, call.kwargs)
+        read = [(t, self.record.node(t)) for t in tensors]
+        parents = tuple(node for _, node in read if not node.is_constant)
         refused = next((node.refused for node in parents if node.refused), "")
-        weight = next((node.weight for node in read if node.weight), "")
-        sources = frozenset[int]().union(*(node.sources for node in parents))
-        if self._strict and weight and parents and call.name in MIXING_FUNCTIONS:
-            refused = refused or (
-                f"it was made by `{call.name}` with the parameter {weight!r} outside "
-                "any layer"
-            )
+        weights = {
+            id(t): node.weight
+            for t, node in sorted(read, key=lambda pair: -pair[0].dim())
+            if node.weight
+        }  # matrices before biases
         relatives = [(r, t) for t in written for r in self.record.relatives(t)]
         if any(node.labels is not None for node in parents):
-            labels: list[Labels] = propagate(call)
-            for t, found in zip(call.outputs, labels, strict=True):
-                self.record.add(t, Node(sources, parents, found, refused=refused))
+            labels = _understood(call)
+            if weights and self._is_layer(call, weights, labels, written):
+                return
+            for t, its_labels in zip(call.outputs, labels, strict=True):
+                if its_labels.sources.union or refused:
+                    self.record.add(t, Node(its_labels, parents, refused=refused))
+                else:  # a part of the data that depends on nothing
+                    self.record.add(t, self._constant(weights))
         else:
             if self._left and call.name in _ENTERING:
                 refused = refused or self.record.unknown(call.outputs[0])
-            constant = Node(weight=weight, refused=refused)
             for t in call.outputs:
-                self.record.add(t, constant if weight or refused else CONSTANT)
+                self.record.add(t, self._constant(weights, refused))
         for relative, t in relatives:
             self.record.rewrite(relative, t)
+
+    def _constant(self, weights: Mapping[int, str], refused: str = "") -> Node:
+        weight = next(iter(weights.values()), "")
+        return Node(weight=weight, refused=refused) if weight or refused else CONSTANT
+
+    def _is_layer(
+        self,
+        call: Call,
+        weights: Mapping[int, str],
+        labels: Sequence[Labels],
+        written: Sequence[Tensor],
+    ) -> bool:
+        """Start a source from what a function computes with a parameter, if it does."""
+        parameter = next(iter(weights.values()))
+        layer = (
+            function_layer(call, weights, labels, parameter) if self._strict else None
+        )
+        if layer is None:
+            return False
+        tensors = tensors_read(call.func, call.args, call.kwargs)
+        reads = [self.record.node(t) for t in tensors]
+        path = self.record.layer_path(parameter)
+        source = self._source(path, reads, layer.reads_categories)
+        labels = layer.output_labels(call.outputs, source.index)
+        self._start(source, call.outputs, labels, (), written)
+        return True
+
+
+def _understood(call: Call) -> list[Labels]:
+    """Labels of the outputs of a call, whatever its arguments are."""
+    try:
+        return propagate(call)
+    except Exception as error:
+        why = f"`{call.name}` with such arguments is not understood ({error})"
+        return [untraceable(t.shape, why, call.all_sources) for t in call.outputs]
+
+
+def _to_complex(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a conversion makes complex numbers, which are no values of nodes."""
+    return any(
+        isinstance(x, torch.dtype) and x.is_complex for x in (*args, *kwargs.values())
+    )
 
 
 def _tensors_of(tree: object) -> list[Tensor]:
@@ -275,8 +328,3 @@ def _tensors_of(tree: object) -> list[Tensor]:
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
-
-
-def _call_name(path: str, count: int) -> str:
-    reserved = path == "output" or path.rstrip("0123456789") == "input"
-    return f"{path}:{count}" if count or reserved else path

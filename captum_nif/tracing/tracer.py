@@ -26,15 +26,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
-from captum_nif.tracing.modules import LAYER_TYPES
-from captum_nif.tracing.record import Nodes, Visit
+from captum_nif.tracing.layer_types import layer_type_of
+from captum_nif.tracing.record import Nodes, Record, Visit
 from captum_nif.tracing.recorder import Recorder
 from captum_nif.tracing.undisturbed import undisturbed
 
-__all__ = ["LAYER_TYPES", "Structure", "Trace", "find_layers", "trace"]
+__all__ = ["Structure", "Trace", "find_layers", "run_watched", "trace"]
 
 
 def find_layers(
@@ -58,7 +58,7 @@ def find_layers(
     _refuse_opaque(model)
     paths = {module: path or "model" for path, module in model.named_modules()}
     if layers is None:
-        found = {module for module in paths if isinstance(module, LAYER_TYPES)}
+        found = {module for module in paths if layer_type_of(module) is not None}
         # what lies inside a layer, as an attention's projection, is part of it
         found -= {m for outer in found for m in outer.modules() if m is not outer}
         return {m: path for m, path in paths.items() if m in found}
@@ -146,7 +146,7 @@ def trace(
     extra: tuple[Any, ...] = (),
     layers: Sequence[str | nn.Module] | None = None,
     nodes: Nodes = "channel",
-    fed: Mapping[int, Tensor] | None = None,
+    overrides: Mapping[int, Tensor] | None = None,
     visits: Mapping[int, Visit] | None = None,
 ) -> Trace:
     """Run a model on one batch and give its layers, links and node values.
@@ -158,10 +158,10 @@ def trace(
         layers (Sequence of str or Module, optional): see :func:`find_layers`.
         nodes (str): the nodes of a hidden layer: ``"channel"``, averaged over places,
             or ``"neuron"``, every element.
-        fed (Mapping, optional): other values, [N, channels * places], to be handed on
-            in the place of those of a layer, by its entry in :attr:`Trace.places` from
-            a batch of as many samples. The trace holds what each layer gave, given
-            what it was fed.
+        overrides (Mapping, optional): other values, [N, channels * places], that are
+            passed on in the place of those of a layer, by its entry in
+            :attr:`Trace.positions` from a batch of as many samples. The trace holds
+            what each layer computed from them.
         visits (Mapping, optional): see :func:`run_watched`.
 
     Returns:
@@ -193,7 +193,7 @@ def trace(
     with undisturbed(model), torch.inference_mode(False), torch.no_grad():
         # copies: fresh tensors that in-place operations of the model may overwrite
         copies = tuple(x.detach().clone() for x in inputs)
-        dataflow = _followed(model, copies, extra, layers, nodes, fed, visits)
+        dataflow = _followed(model, copies, extra, layers, nodes, overrides, visits)
         return dataflow.trace(inputs)
 
 
@@ -232,24 +232,24 @@ def _followed(
     extra: tuple[Any, ...],
     layers: Sequence[str | nn.Module] | None,
     nodes: Nodes,
-    fed: Mapping[int, Tensor] | None,
+    overrides: Mapping[int, Tensor] | None,
     visits: Mapping[int, Visit] | None,
 ) -> Dataflow:
     """Runs a model under a recorder; see :func:`trace`."""
     modules = find_layers(model, layers)
     constants = tree_map(_copied, extra)
-    strict = layers is None
-    recorder = Recorder(model, modules, copies, constants, strict, nodes, fed, visits)
-    with recorder:
+    leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
+    record = Record(model, copies, leaves, nodes, overrides, visits)
+    with Recorder(record, modules, strict=layers is None):
         output = model(*copies, *constants)
     if not isinstance(output, Tensor):
         raise TypeError(
             f"The model must return one tensor, got {type(output).__name__}: wrap it "
             "in a Module that returns the tensor to be explained."
         )
-    recorder.record.check_state()
-    recorder.record.settle(output)
-    dataflow = Dataflow(recorder.record, output)
+    record.check_state()
+    record.settle(output)
+    dataflow = Dataflow(record, output)
     if layers is not None:
         _check_all_used(modules, dataflow)
     return dataflow
@@ -279,9 +279,9 @@ def _check_inputs(inputs: tuple[Tensor, ...]) -> None:
 
 
 def _check_all_used(modules: Mapping[nn.Module, str], dataflow: Dataflow) -> None:
-    used = {source.module for source in dataflow.sources}
-    for module, path in modules.items():
-        if module not in used:
+    used = {source.call.path for source in dataflow.sources if source.call}
+    for path in modules.values():
+        if path not in used:
             raise ValueError(
                 f"The layer {path!r} has no part in the model's output for these "
                 "inputs: it was not called, or its result was not used."
