@@ -374,7 +374,7 @@ class HybridFlow:
             if b in needed:
                 nothing = torch.zeros(sizes[a], sizes[b], dtype=torch.float64)
                 links.append(Link(a, b, flows.get((a, b), nothing)))
-        return FlowGraph(layers, links)
+        return FlowGraph(layers, links, "units of the target")
 
     def unit_flow(
         self,

@@ -63,6 +63,9 @@ class Flow:
             by link: where nodes can be linked at all.
     """
 
+    unit = "nats"
+    """Of the weights of its graphs."""
+
     def __init__(
         self,
         structure: Structure,
@@ -134,7 +137,7 @@ class Flow:
                 weight = into_nodes(weight, torch.tensor(node))
             links.append(Link(*link, weight))
             advance()
-        return FlowGraph(layers, links)
+        return FlowGraph(layers, links, self.unit)
 
     def with_pvalues(
         self,
@@ -163,7 +166,7 @@ class Flow:
             connected = link.weight.to_dense() != 0
             links.append(replace(link, pvalue=torch.where(connected, pvalue, 1.0)))
             advance()
-        return FlowGraph(graph.layers, links)
+        return FlowGraph(graph.layers, links, graph.unit)
 
     def _population_weights(self) -> WeightOf:
         """The function that gives a link's weight in the population graph, [a, b]."""
@@ -210,7 +213,9 @@ class Flow:
                     weight = into_nodes(weight, nodes[part])
                 links.append([Link(*link, single) for single in weight.unbind()])
                 advance()
-            graphs += [FlowGraph(layers, own) for own in zip(*links, strict=True)]
+            graphs += [
+                FlowGraph(layers, own, self.unit) for own in zip(*links, strict=True)
+            ]
         return graphs
 
     def attributions(

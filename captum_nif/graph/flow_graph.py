@@ -41,6 +41,8 @@ class FlowGraph:
         layers (sequence of Layer): The layers, in topological order.
         links (sequence of Link): The links between them, at most one for each pair
             of layers.
+        unit (str, optional): Unit of the weights, as pictures and tables name it.
+            Default: ``"nats"``
 
     Raises:
         TypeError: If something is not a ``Layer`` or a ``Link``.
@@ -73,9 +75,16 @@ class FlowGraph:
     layers: list[Layer]
     links: list[Link]
 
-    def __init__(self, layers: Sequence[Layer], links: Sequence[Link]) -> None:
+    unit: str
+
+    def __init__(
+        self, layers: Sequence[Layer], links: Sequence[Link], unit: str = "nats"
+    ) -> None:
+        if not isinstance(unit, str):
+            raise TypeError(f"unit must be a str, got {type(unit).__name__}")
         self.layers = list(layers)
         self.links = list(links)
+        self.unit = unit
         for given, wanted in ((self.layers, Layer), (self.links, Link)):
             for each in given:
                 if not isinstance(each, wanted):
@@ -125,10 +134,13 @@ class FlowGraph:
         return self.layers[self._position[name]]
 
     def __eq__(self, other: object) -> bool:
-        """Compares layers and links, weights included, in their order."""
+        """Compares layers, links with their weights, in their order, and units."""
         if not isinstance(other, FlowGraph):
             return NotImplemented
-        return self.layers == other.layers and self.links == other.links
+        mine, theirs = (
+            (graph.layers, graph.links, graph.unit) for graph in (self, other)
+        )
+        return mine == theirs
 
     __hash__ = None  # type: ignore[assignment]  # equal by value, like a list
 
@@ -182,7 +194,7 @@ class FlowGraph:
             replace(layer, labels=given.get(layer.name, layer.labels))
             for layer in self.layers
         ]
-        return FlowGraph(layers, self.links)
+        return FlowGraph(layers, self.links, self.unit)
 
     def _by_kind(self, name: str) -> str:
         """The name of a layer, or of the only one of the kind that is named."""
@@ -262,7 +274,7 @@ class FlowGraph:
             totals = incoming_totals([link.weight for link in links], by)
             for link in links:
                 divided[link.ends] = divide_columns(link.weight, totals)
-        return self._with_weights(divided)
+        return self._with_weights(divided, f"share of the flow into a {by}")
 
     def top(self, fraction: float) -> FlowGraph:
         r"""Keeps the strongest connections that carry a share of the flow.
@@ -426,7 +438,7 @@ class FlowGraph:
             ...     FlowGraph.load(f"{folder}/flow") == graph
             True
         """
-        write_graph(path, self.layers, self.links)
+        write_graph(path, self.layers, self.links, self.unit)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FlowGraph:
@@ -442,9 +454,9 @@ class FlowGraph:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is cut, damaged, or something else.
         """
-        layers, links = read_graph(path)
+        layers, links, unit = read_graph(path)
         try:
-            return cls(layers, links)
+            return cls(layers, links, unit)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds a damaged FlowGraph: {error}") from error
 
@@ -458,9 +470,11 @@ class FlowGraph:
             )
         return outputs[0]
 
-    def _with_weights(self, weights: Mapping[tuple[str, str], Tensor]) -> FlowGraph:
+    def _with_weights(
+        self, weights: Mapping[tuple[str, str], Tensor], unit: str | None = None
+    ) -> FlowGraph:
         links = [replace(link, weight=weights[link.ends]) for link in self.links]
-        return FlowGraph(self.layers, links)
+        return FlowGraph(self.layers, links, self.unit if unit is None else unit)
 
     def _incoming(self) -> dict[str, list[Link]]:
         incoming = defaultdict(list)
