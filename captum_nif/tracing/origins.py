@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_nif.tracing.label_tensors import collapse, merge, on_axis
+from captum_nif.tracing.layout import Layout, layout_of
 from captum_nif.tracing.sources import NOTHING, Sources
 
 
@@ -65,6 +66,22 @@ class Labels:
         counted = torch.arange(1, self.shape[1] + 1, device=self.channels.device)
         return line is not None and torch.equal(line.flatten().long(), counted)
 
+    def layout(self, n_rows: int, n_channels: int) -> Layout | None:
+        """Which axes count samples and channels, if axes tell all."""
+        key = (n_rows, n_channels)
+        if key not in self._layouts:
+            known = self.rows is not None and self.channels is not None
+            self._layouts[key] = (
+                layout_of(self.shape, self.rows, self.channels, *key)  # type: ignore[arg-type]  # known
+                if known and n_rows > 1
+                else None
+            )
+        return self._layouts[key]
+
+    @cached_property
+    def _layouts(self) -> dict[tuple[int, int], Layout | None]:
+        return {}
+
     def order(self, n_rows: int, n_channels: int) -> Tensor | None:
         """Flat positions that sort the elements by (sample, channel), or None.
 
@@ -104,6 +121,9 @@ def by_channel(
     """
     if x.shape[:2] == (n_rows, n_channels) and labels.is_plain:
         return x.reshape(n_rows, n_channels, -1)
+    layout = labels.layout(n_rows, n_channels)
+    if layout is not None:
+        return layout.group(x)
     order = labels.order(n_rows, n_channels)
     if order is None:
         return None
@@ -114,6 +134,10 @@ def overwrite(x: Tensor, labels: Labels, grouped: Tensor) -> None:
     """Writes elements back where :func:`by_channel` found them, in place."""
     if x.shape[:2] == grouped.shape[:2] and labels.is_plain:
         x.copy_(grouped.reshape(x.shape))
+        return
+    layout = labels.layout(*grouped.shape[:2])
+    if layout is not None:
+        x.copy_(layout.ungroup(grouped, x))
         return
     order = labels.order(*grouped.shape[:2])
     flat = x.flatten()
