@@ -1,9 +1,10 @@
-"""Where samples and channels are in a tensor, by axes, for any number of samples.
+"""Where samples and channels are in a tensor: by axes, or else element by element.
 
 Models lay out what they compute along axes: [N, C, H, W], [N, T, C], [N * T, C], heads
 [N, h, T, d] or [N * h, T, d]. A :class:`Layout` says which axis (or which part of one)
-counts samples and which count channels, so elements are sorted by views instead of by
-their labels one by one.
+counts samples and which count channels, for any number of samples, so elements are
+sorted by views. :class:`Positions` sorts them one by one, where axes do not tell, as in
+a padded tensor.
 """
 
 from __future__ import annotations
@@ -74,6 +75,33 @@ class Layout:
         return math.prod(moved.shape[1 : 1 + len(self.channels)])
 
 
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """The flat positions of elements, by sample and channel.
+
+    Args:
+        order (Tensor): int64, [samples * channels * places].
+        samples (int): number of samples.
+        count (int): number of channels.
+    """
+
+    order: Tensor
+    samples: int
+    count: int
+
+    def group(self, x: Tensor) -> Tensor:
+        """See :meth:`Layout.group`."""
+        return x.flatten()[self.order].view(self.samples, self.count, -1)
+
+    def ungroup(self, grouped: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`Layout.ungroup`; what has no sample or channel is that of ``x``."""
+        flat = x.flatten().index_put((self.order,), grouped.flatten().to(x.dtype))
+        return flat.view(x.shape)
+
+
+Arrangement = Layout | Positions
+
+
 def layout_of(
     shape: torch.Size, rows: Tensor, channels: Tensor, n_rows: int, n_channels: int
 ) -> Layout | None:
@@ -83,24 +111,26 @@ def layout_of(
         shape (torch.Size): of the tensor.
         rows (Tensor): its row labels.
         channels (Tensor): its channel labels.
-        n_rows (int): number of samples, at least 2: of one the axis cannot be told.
+        n_rows (int): number of samples. Of one the axis cannot be told; its layout is
+            good for one only.
         n_channels (int): number of channels.
 
     Returns:
         Layout or None: each channel of each sample stands there exactly once a place.
     """
-    if not bool((rows > 0).all() and (channels > 0).all()):
+    if not shape or not bool((rows > 0).all() and (channels > 0).all()):
         return None  # padding, or a token of no sample
-    varied = [d for d in range(rows.dim()) if rows.size(d) > 1]
-    axes = [d for d in varied if collapse(rows, [d]) is None]
-    if len(axes) != 1 or shape[axes[0]] % n_rows:
-        return None
-    axis = axes[0]
-    line = collapse(rows, [d for d in varied if d != axis])
-    split = None if line is None else _split(line.flatten(), n_rows)
-    if split is None:
-        return None
-    before, after = split
+    axis, before, after = 0, 1, shape[0]
+    if n_rows > 1:
+        axes = [d for d in range(rows.dim()) if collapse(rows, [d]) is None]
+        if len(axes) != 1 or shape[axes[0]] % n_rows:
+            return None
+        axis = axes[0]
+        line = collapse(rows, [d for d in range(rows.dim()) if d != axis])
+        split = None if line is None else _split(line.flatten(), n_rows)
+        if split is None:
+            return None
+        before, after = split
     apart = (before, n_rows, after) if channels.size(axis) > 1 else (1, 1, 1)
     labels = channels.unflatten(axis, apart)
     counting = [
