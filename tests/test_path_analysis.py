@@ -97,7 +97,7 @@ def test_gains_of_a_linear_network_are_one():
     model = linear(5, 4, 3)
     nif = NIFAttribution(model, preset="gradient_free").fit(torch.randn(1000, 5))
     basis, _ = nif._fitted
-    query = nif._setup.query(basis, (torch.randn(200, 5),), (), 64)
+    query = nif._method.query(basis, (torch.randn(200, 5),), (), 64)
     _, gains = basis.flow._sample(query)
     for gain in gains.values():
         assert abs(float(gain.mean()) - 1) < 0.02

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +19,10 @@ from captum_nif.flow.basis import Question
 from captum_nif.flow.feature_groups import FeatureGroups
 from captum_nif.flow.hybrids import Hybrids, draw_hybrids
 from captum_nif.flow.information import Advance, Ends, ignore_progress
+from captum_nif.flow.link_flow import LinkPass
 from captum_nif.flow.options import Options
 from captum_nif.flow.sample_population import Backdrop, HybridPass, passes
+from captum_nif.graph.elements import Link
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.graph.path_sums import Normalization
 
@@ -283,8 +285,25 @@ class HybridFlow:
     def population_graph(
         self, end: str, node: int | None = None, advance: Advance = ignore_progress
     ) -> FlowGraph:
-        """The flow through each link, averaged over the kept samples."""
-        raise NotImplementedError
+        """The magnitude of the flow through each link, averaged over kept samples.
+
+        Args:
+            end (str): the layer that is explained.
+            node (int or None): its node; None for the largest one of each sample.
+            advance (Callable): called once per block of samples.
+        """
+        sums: dict[tuple[str, str], Tensor] = {}
+        for samples, extra in self._parts(self.own_query):
+            run = self._link_pass(samples, extra)
+            nodes = run.largest(end)
+            if node is not None:
+                nodes = torch.full_like(nodes, node)
+            for ends, flow in run.flows(end, nodes, signed=False).items():
+                flow = self._by_feature(ends[0], flow)
+                sums[ends] = sums[ends] + flow if ends in sums else flow
+            advance()
+        count = len(self.backdrop.kept)
+        return self._graph(end, {ends: x / count for ends, x in sums.items()})
 
     def instance_graphs(
         self,
@@ -293,8 +312,69 @@ class HybridFlow:
         nodes: Tensor | None,
         advance: Advance = ignore_progress,
     ) -> list[FlowGraph]:
-        """The flow of each sample through each link."""
-        raise NotImplementedError
+        """The signed flow of each sample through each link.
+
+        Args:
+            query (HybridQuery): the samples.
+            end (str): the layer that is explained.
+            nodes (Tensor or None): its node for each sample, [S]; None for the largest.
+            advance (Callable): called once per block of samples.
+        """
+        graphs, done = [], 0
+        for samples, extra in self._parts(query):
+            run = self._link_pass(samples, extra)
+            count = len(samples[0])
+            chosen = run.largest(end) if nodes is None else nodes[done : done + count]
+            flows = run.flows(end, chosen, signed=True)
+            for i in range(count):
+                own = {
+                    ends: self._by_feature(ends[0], x[i]) for ends, x in flows.items()
+                }
+                graphs.append(self._graph(end, own))
+            done += count
+            advance()
+        return graphs
+
+    def _parts(
+        self, query: HybridQuery
+    ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
+        for _, samples, extra in passes(
+            query.samples, query.extra, self.hybrids, query.size
+        ):
+            yield samples, extra
+
+    def _link_pass(
+        self, samples: tuple[Tensor, ...], extra: tuple[Any, ...]
+    ) -> LinkPass:
+        layers = self.options.layers
+        return LinkPass(self.model, layers, self.backdrop, self.hybrids, samples, extra)
+
+    def _by_feature(self, source: str, flow: Tensor) -> Tensor:
+        """Flow from elements of an input, [elements, nodes], added up by feature."""
+        return self._features(source, flow.mT).mT
+
+    def _graph(self, end: str, flows: Mapping[tuple[str, str], Tensor]) -> FlowGraph:
+        """The graph of what leads to a layer, which then is the output."""
+        needed = {end}
+        for source, target in reversed(self.links):
+            if target in needed:
+                needed.add(source)
+        layers = []
+        for layer in self.layers:
+            group = self.groups.get(layer.name)
+            if group is not None:
+                layer = replace(layer, size=group.count, shape=(group.count,))
+            if layer.name == end:
+                layer = replace(layer, kind="output")
+            if layer.kind == "input" or layer.name in needed:
+                layers.append(layer)
+        sizes = {layer.name: layer.size for layer in layers}
+        links = []
+        for a, b in self.links:
+            if b in needed:
+                nothing = torch.zeros(sizes[a], sizes[b], dtype=torch.float64)
+                links.append(Link(a, b, flows.get((a, b), nothing)))
+        return FlowGraph(layers, links)
 
     def unit_flow(
         self,

@@ -9,8 +9,8 @@ the noise of draws, and for one sample.
 
 No link is ever formed. One forward and one backward pass over the m hybrids give, for
 every node b, the slope of the target summed over all paths from b (Eq. 4), if the
-gradient is replaced by its mean over the hybrids wherever it passes the value of a
-layer:
+gradient is replaced by its mean over the hybrids wherever it passes what a layer
+computed, and the value that is read of it:
 
 .. math:: w_b = \frac1m \sum_t \frac{\partial}{\partial v_b} \dots
 
@@ -51,6 +51,7 @@ class Backdrop:
     Args:
         structure (Structure): layers and links.
         made (dict of int): see :class:`~captum_nif.tracing.dataflow.Trace`.
+        results (dict of int): see :class:`~captum_nif.tracing.dataflow.Trace`.
         size (int): number of samples N.
         rows (tuple of Tensor): by input, some samples, [rows, ...].
         extra (tuple): the further arguments of the model for these samples.
@@ -62,6 +63,7 @@ class Backdrop:
 
     structure: Structure
     made: Mapping[str, int]
+    results: Mapping[str, int]
     size: int
     rows: tuple[Tensor, ...]
     extra: tuple[Any, ...]
@@ -124,6 +126,7 @@ def summarize_background(
     return Backdrop(
         first.structure,
         first.made,
+        first.results,
         chosen.seen,
         chosen.rows,
         chosen.extra,
@@ -235,16 +238,32 @@ class HybridPass:
         self._leaves = tuple(
             u.detach().requires_grad_(u.is_floating_point()) for u in mixed
         )
+        sizes = {layer.name: layer.size for layer in backdrop.structure.layers}
         visits = {
-            place: self._watch(name, backdrop.structure.layer(name).size)
+            place: self._average_at(sizes[name])
+            for name, place in backdrop.results.items()
+        }
+        visits |= {
+            place: self._watch(name, sizes[name])
             for name, place in backdrop.made.items()
         }
-        repeated = _repeated(extra, self._s, self._blocks)
-        output, result = run_watched(model, self._leaves, repeated, layers, visits)
+        further = repeated(extra, self._s, self._blocks)
+        output, result = run_watched(model, self._leaves, further, layers, visits)
         check_same(backdrop.structure, result.structure, "the samples")
         self.output = output.reshape(self._blocks * self._s, -1)
         if self._end == backdrop.structure.output.name:
             self._targets = self.output
+
+    def _average_at(self, channels: int) -> Callable[[Tensor, Node], None]:
+        """Averages what flows back to what a layer computed."""
+
+        def visit(x: Tensor, node: Node) -> None:
+            if x.requires_grad:
+                labels = node.labels
+                assert labels is not None
+                x.register_hook(lambda g: self._average(None, g, labels, channels))
+
+        return visit
 
     def _watch(self, name: str, channels: int) -> Callable[[Tensor, Node], None]:
         """Keeps a layer's value, and averages what flows back to it."""
@@ -262,7 +281,7 @@ class HybridPass:
         return visit
 
     def _average(
-        self, name: str, gradient: Tensor, labels: Labels, channels: int
+        self, name: str | None, gradient: Tensor, labels: Labels, channels: int
     ) -> Tensor:
         """The gradient with its mean over hybrids in the place of each."""
         rows = self._blocks * self._s
@@ -270,12 +289,13 @@ class HybridPass:
             averaged = self._mean(gradient)
         else:
             order = labels.order(rows, channels)
-            assert order is not None
+            if order is None:  # its samples are not told apart by channel
+                return gradient
             averaged = gradient.clone(memory_format=torch.contiguous_format)
             flat = averaged.view(-1)
             grouped = flat[order].view(rows, -1)
             flat[order] = self._mean(grouped).flatten()
-        if self._slopes is not None:
+        if self._slopes is not None and name is not None:
             grouped = _grouped(averaged, labels, rows, channels)
             one = grouped[: self._m * self._s]
             one = one.view(self._groups, -1, self._s, *one.shape[1:])[:, 0]
@@ -386,7 +406,8 @@ def _rows_of(extra: tuple[Any, ...], part: slice, total: int) -> tuple[Any, ...]
     )
 
 
-def _repeated(extra: tuple[Any, ...], samples: int, times: int) -> tuple[Any, ...]:
+def repeated(extra: tuple[Any, ...], samples: int, times: int) -> tuple[Any, ...]:
+    """Further arguments for several blocks of the same samples."""
     return tuple(
         arg.repeat(times, *[1] * (arg.dim() - 1))
         if isinstance(arg, Tensor) and arg.dim() and len(arg) == samples

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.layer_types import layer_type_of
 from captum_nif.tracing.record import Nodes, Record, Visit
-from captum_nif.tracing.recorder import Recorder
+from captum_nif.tracing.recorder import LayerVisit, Recorder
 from captum_nif.tracing.undisturbed import undisturbed
 
 __all__ = ["Structure", "Trace", "find_layers", "run_watched", "trace"]
@@ -203,6 +203,7 @@ def run_watched(
     extra: tuple[Any, ...],
     layers: Sequence[str | nn.Module] | None,
     visits: Mapping[int, Visit],
+    on_layer: LayerVisit | None = None,
 ) -> tuple[Tensor, Trace]:
     """Run a model with gradients, and look at values of layers as they are made.
 
@@ -214,6 +215,8 @@ def run_watched(
         layers (Sequence, optional): see :func:`trace`.
         visits (Mapping): functions that are called with a tensor and its node as soon
             as it is made, by its entry in :attr:`Trace.made`.
+        on_layer (callable, optional): see
+            :class:`~captum_nif.tracing.recorder.Recorder`.
 
     Returns:
         Tensor and Trace: what the model returned, attached to the inputs, and what
@@ -222,7 +225,9 @@ def run_watched(
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         copies = tuple(x.clone() for x in inputs)
-        dataflow = _followed(model, copies, extra, layers, "channel", None, visits)
+        dataflow = _followed(
+            model, copies, extra, layers, "channel", None, visits, on_layer
+        )
         return dataflow.output, dataflow.trace(inputs)
 
 
@@ -234,13 +239,15 @@ def _followed(
     nodes: Nodes,
     overrides: Mapping[int, Tensor] | None,
     visits: Mapping[int, Visit] | None,
+    on_layer: LayerVisit | None = None,
 ) -> Dataflow:
     """Runs a model under a recorder; see :func:`trace`."""
     modules = find_layers(model, layers)
     constants = tree_map(_copied, extra)
     leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
     record = Record(model, copies, leaves, nodes, overrides, visits)
-    with Recorder(record, modules, strict=layers is None):
+    strict = layers is None
+    with Recorder(record, modules, strict, on_layer=on_layer):
         output = model(*copies, *constants)
     if not isinstance(output, Tensor):
         raise TypeError(
