@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captum_nif.tracing.origins import Labels, average, by_channel
 from captum_nif.tracing.record import Record
 from captum_nif.tracing.recorder import Recorder
+from captum_nif.tracing.selection import Selection
 
 N = 3
 SHAPES = {1: (N,), 2: (N, 4), 3: (N, 5, 4), 4: (N, 4, 2, 6)}  # channels: 4, if any
@@ -26,7 +27,7 @@ def labels_after(function, x: Tensor) -> tuple[Tensor, Labels]:
     """What a function makes of a layer's result ``x``, and its labels."""
     layer, x = nn.Identity(), x.clone()
     record = Record(layer, (x,), ())
-    with Recorder(record, {layer: "a"}), torch.no_grad():
+    with Recorder(record, Selection({layer: "a"})), torch.no_grad():
         y = function(layer(x))
     labels = record.node(y).labels
     assert labels is not None
