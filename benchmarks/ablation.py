@@ -2,10 +2,11 @@
 
     python -m benchmarks.ablation --dataset digits --trainings 3
 
-From Eq. 4 on pointwise mutual information to ``preset="faithful"``, and from there with
-one choice taken back at a time: deletion and insertion, as a share of what Integrated
-Gradients with a mean baseline gains over chance (:mod:`benchmarks.faithfulness`). The
-preset was chosen on digits; other data sets tell what the choice is worth.
+From Eq. 4 on pointwise mutual information to ``preset="gradient_free"``, and from there
+with one choice taken back at a time: deletion and insertion, as a share of what
+Integrated Gradients with a mean baseline gains over chance
+(:mod:`benchmarks.faithfulness`). The preset was chosen on digits; other data sets tell
+what the choice is worth.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def without_gains() -> Method:
     """
 
     def make(model: nn.Module, background: Tensor, seed: int) -> Explain:
-        matrix = NIFAttribution(model, preset="faithful").fit(background)
+        matrix = NIFAttribution(model, preset="gradient_free").fit(background)
         weights = matrix.attribution_matrix()
         mean, deviation = background.mean(0), background.std(0, correction=0)
         scale = torch.where(deviation > 0, deviation, torch.inf)
@@ -68,7 +69,7 @@ def without_gains() -> Method:
 
         return explain
 
-    return Method(make, "preset 'faithful' with all gains 1")
+    return Method(make, "preset 'gradient_free' with all gains 1")
 
 
 def single_link() -> Method:
@@ -85,7 +86,7 @@ def single_link() -> Method:
         options = FAITHFUL | {"layers": [last]}
         return nif(**options)(model, background, seed)
 
-    return Method(make, "preset 'faithful' with the last layer as the only one")
+    return Method(make, "preset 'gradient_free' with the last layer as the only one")
 
 
 VARIANTS: dict[str, Method] = {
@@ -99,7 +100,7 @@ VARIANTS: dict[str, Method] = {
     "  Gaussian copula": nif(estimator=GaussianCopula()),
     "  independent inputs": nif(sampling="independent"),
     "  correlation scale": nif(scale="correlation"),
-    "faithful": nif(preset="faithful"),
+    "gradient free": nif(preset="gradient_free"),
     "  of nats": nif(**FAITHFUL | {"scale": "nats"}),
     "  observed inputs": nif(**FAITHFUL | {"sampling": "observed"}),
     "  channels": nif(**FAITHFUL | {"nodes": "channel"}),
@@ -223,7 +224,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
                 continue
             found = across(methods[name], "share")
             half = 0.0 if math.isnan(found.half) else found.half
-            color = "#c0392b" if name == "faithful" else "#34495e"
+            color = "#c0392b" if name == "gradient free" else "#34495e"
             ax.errorbar(
                 found.mean, y, xerr=half, fmt="o", color=color, ms=5, capsize=2, lw=1
             )

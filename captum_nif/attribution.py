@@ -2,8 +2,8 @@ r"""Neural Information Flow as a Captum attribution method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, NoReturn, cast, overload
+from collections.abc import Iterable
+from typing import Any, NoReturn, cast, overload
 
 import torch
 from captum.attr import Attribution
@@ -20,6 +20,7 @@ from captum_nif._captum import (
 )
 from captum_nif._messages import check_positive
 from captum_nif.estimators import PMIEstimator
+from captum_nif.flow.basis import AnyBasis, AnyFlow, FeatureMask, Method, Question
 from captum_nif.flow.batches import BATCH_SIZE, Background
 from captum_nif.flow.checks import (
     check_reached,
@@ -27,8 +28,9 @@ from captum_nif.flow.checks import (
     warn_if_training,
 )
 from captum_nif.flow.fingerprint import Fingerprint, fingerprint
-from captum_nif.flow.fitting import Basis, FeatureMask, Setup
-from captum_nif.flow.information import Advance, Flow, ignore_progress
+from captum_nif.flow.fitting import Setup
+from captum_nif.flow.hybrid_fitting import HybridSetup
+from captum_nif.flow.hybrid_flow import HybridFlow
 from captum_nif.flow.link_weights import Relevance
 from captum_nif.flow.options import (
     NOT_GIVEN,
@@ -41,7 +43,7 @@ from captum_nif.flow.options import (
     chosen,
 )
 from captum_nif.flow.population import Modules, check_samples
-from captum_nif.flow.significance import GROUPS, jackknife
+from captum_nif.flow.significance import GROUPS
 from captum_nif.flow.targets import check_each_occurs, target_nodes
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.flow_graph import FlowGraph
@@ -174,6 +176,7 @@ class NIFAttribution(Attribution):
     nodes = Option[Nodes]()
     sampling = Option[Sampling]()
     draws = Option[int]()
+    hybrids = Option[int]()
     seed = Option[int]()
 
     def __init__(
@@ -190,6 +193,7 @@ class NIFAttribution(Attribution):
         nodes: Nodes | NotGiven = NOT_GIVEN,
         sampling: Sampling | NotGiven = NOT_GIVEN,
         draws: int | NotGiven = NOT_GIVEN,
+        hybrids: int | NotGiven = NOT_GIVEN,
         seed: int | NotGiven = NOT_GIVEN,
     ) -> None:
         find_layers(forward_func, layers)  # refuses what cannot be followed
@@ -203,12 +207,13 @@ class NIFAttribution(Attribution):
             "nodes": nodes,
             "sampling": sampling,
             "draws": draws,
+            "hybrids": hybrids,
             "seed": seed,
         }
         self._preset = preset
         self._options = chosen(preset, self._given)
         super().__init__(forward_func)
-        self._fitted: tuple[Basis, Fingerprint] | None = None
+        self._fitted: tuple[AnyBasis, Fingerprint] | None = None
 
     def with_options(self, **changes: object) -> NIFAttribution:
         r"""
@@ -335,13 +340,13 @@ class NIFAttribution(Attribution):
             )
         extra = format_additional_forward_args(additional_forward_args) or ()
         check_positive("batch_size", batch_size)
-        setup = self._setup
-        basis = setup.of_background(background, extra, None, batch_size, show_progress)
+        method = self._method
+        basis = method.of_background(background, extra, None, batch_size, show_progress)
         with progress(
             desc="NIF links", total=len(basis.flow.links), disable=not show_progress
         ) as bar:
             basis.flow.prepare(bar.update)
-        self._fitted = basis, fingerprint(setup.model)
+        self._fitted = basis, fingerprint(method.model)
         return self
 
     @log_usage(part_of_slo=True)  # type: ignore[untyped-decorator]  # as in Captum
@@ -501,7 +506,7 @@ class NIFAttribution(Attribution):
         extra = format_additional_forward_args(additional_forward_args) or ()
         size = _batch_size(internal_batch_size)
         basis = self._background(background, extra, feature_mask, size, show_progress)
-        end = self._setup.end(basis, layer)
+        end = self._method.end(basis, layer)
         node = None if target is None else int(target_nodes(target, end, 1)[0])
         graph = _population_graph(basis.flow, end, node, show_progress)
         if significance is False:
@@ -572,14 +577,17 @@ class NIFAttribution(Attribution):
         basis = self._basis(
             samples, extra, background, feature_mask, size, show_progress
         )
-        end = self._setup.end(basis, layer)
+        end = self._method.end(basis, layer)
         nodes = None if target is None else target_nodes(target, end, len(samples[0]))
-        query = self._setup.query(basis, samples, extra, size)
+        query = self._method.query(basis, samples, extra, size)
         flow = basis.flow
         with progress(
             desc="NIF graphs", total=flow.steps(query), disable=not show_progress
         ) as bar:
-            return flow.instance_graphs(query, end.name, nodes, bar.update)
+            graphs: list[FlowGraph] = flow.instance_graphs(
+                query, end.name, nodes, bar.update
+            )
+            return graphs
 
     @overload
     def flow(
@@ -693,12 +701,12 @@ class NIFAttribution(Attribution):
             torch.Size([2, 3])
         """
         basis = self._background(None, (), feature_mask, BATCH_SIZE, show_progress)
-        end = self._setup.end(basis, layer)
+        end = self._method.end(basis, layer)
         by = self._normalization(basis.flow)
         if classes is not None:
             nodes = target_nodes(classes, end, basis.population.size)
             check_each_occurs(nodes, end)
-            query = self._setup.own_query(basis)
+            query = self._method.own_query(basis)
             with progress(
                 desc="NIF class averages",
                 total=len(basis.flow.links),
@@ -708,7 +716,13 @@ class NIFAttribution(Attribution):
                     query, nodes, end.name, by, bar.update
                 )
             return torch.cat(list(sums.values()), dim=1).mT
-        return _path_sums(basis.flow, end, by, show_progress)
+        with progress(
+            desc="NIF attribution matrix",
+            total=len(basis.flow.links),
+            disable=not show_progress,
+        ) as bar:
+            matrix: Tensor = basis.flow.attribution_matrix(end.name, by, bar.update)
+            return matrix
 
     def standard_error(
         self,
@@ -806,7 +820,12 @@ class NIFAttribution(Attribution):
             raise RuntimeError(_NOTHING_FITTED)
         basis = self._basis(samples, extra, background, feature_mask, size, False)
         question = self._question(basis, samples, extra, target, layer, size)
-        errors = self._jackknife(basis, question.answer, groups, seed, show_progress)
+        with progress(
+            desc="NIF standard errors", total=groups, disable=not show_progress
+        ) as bar:
+            errors = self._method.standard_errors(
+                basis, question, groups, seed, bar.update
+            )
         return format_output(is_tuple(inputs), _like(samples, errors))
 
     def matrix_standard_error(
@@ -861,31 +880,159 @@ class NIFAttribution(Attribution):
         """
         extra = format_additional_forward_args(additional_forward_args) or ()
         basis = self._background(background, extra, feature_mask, BATCH_SIZE, False)
-        end = self._setup.end(basis, layer)
+        end = self._method.end(basis, layer)
         by = self._normalization(basis.flow)
-
-        def matrix(flow: Flow) -> list[Tensor]:
-            return [_path_sums(flow, end, by)]
-
-        return self._jackknife(basis, matrix, groups, seed, show_progress)[0]
-
-    def _jackknife(
-        self,
-        basis: Basis,
-        estimate: Callable[[Flow], list[Tensor]],
-        groups: int,
-        seed: int,
-        show_progress: bool,
-    ) -> list[Tensor]:
-        """Standard errors of an estimate, from flows without each of some groups."""
-        replicates = []
         with progress(
             desc="NIF standard errors", total=groups, disable=not show_progress
         ) as bar:
-            for flow in self._setup.flows_without_groups(basis, groups, seed):
-                replicates.append(estimate(flow))
-                bar.update()
-        return [jackknife(torch.stack(x)) for x in zip(*replicates, strict=True)]
+            return self._method.matrix_standard_error(
+                basis, end.name, by, groups, seed, bar.update
+            )
+
+    def unit_flow(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        *,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        layer: str | nn.Module | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> dict[str, Tensor]:
+        r"""
+        How much flows to the target through each unit of every layer.
+
+        .. math:: \phi_u = \sum_{\text{places } p} (v_{up} - \bar v_{up}) \, w_{up}
+
+        with v the value of unit u, its mean over the background, and w the slope of the
+        target averaged over the sample's hybrids: what the target would lose, to first
+        order, if the unit had its mean value. With ``preset="faithful"``.
+
+        Args:
+
+            inputs (Tensor or tuple of Tensor): The samples, along axis 0.
+            target (int, tuple, Tensor or list, optional): See :meth:`attribute`.
+                Default: None
+            additional_forward_args (any, optional): See :meth:`fit`.
+                Default: None
+            background (Tensor, tuple of Tensor, or iterable, optional): See
+                :meth:`attribute`.
+                Default: None
+            layer (str or Module, optional): See :meth:`attribute`.
+                Default: None (the output)
+            internal_batch_size (int, optional): See :meth:`attribute`.
+                Default: 64
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+
+        Returns:
+
+            **dict of str to Tensor**: by the name of each hidden layer the flow through
+            its units (neurons or channels), float64, [S, units], in the units of the
+            target.
+
+        Raises:
+
+            ValueError: If the method has another ``sampling`` than ``"hybrid"``.
+            RuntimeError, TypeError, IndexError: See :meth:`attribute`.
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_nif import NIFAttribution
+            >>> net = torch.nn.Sequential(
+            ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+            ... ).eval()
+            >>> nif = NIFAttribution(net, preset="faithful").fit(torch.randn(200, 4))
+            >>> nif.unit_flow(torch.randn(5, 4), target=1)["0"].shape
+            torch.Size([5, 8])
+        """
+        samples = _format_inputs(inputs)
+        extra = format_additional_forward_args(additional_forward_args) or ()
+        size = _batch_size(internal_batch_size)
+        basis = self._basis(samples, extra, background, None, size, show_progress)
+        flow = _hybrid(basis, "unit_flow")
+        end = self._method.end(basis, layer)
+        nodes = target_nodes(target, end, len(samples[0]))
+        query = self._method.query(basis, samples, extra, size)
+        with progress(
+            desc="NIF unit flow", total=flow.steps(query), disable=not show_progress
+        ) as bar:
+            return flow.unit_flow(query, end.name, nodes, bar.update)
+
+    def unit_importance(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | None = None,
+        *,
+        additional_forward_args: object = None,
+        background: Background | None = None,
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> dict[str, Tensor]:
+        r"""
+        How much the prediction changes if a unit is taken out, in nats.
+
+        .. math:: \frac1S \sum_s \mathrm{KL}\bigl(\operatorname{softmax} o_s \,\|\,
+            \operatorname{softmax}(o_s - d_{su})\bigr)
+
+        with :math:`d_{su}` the flow through unit u to the outputs :math:`o_s` (logits)
+        of sample s; see :meth:`unit_flow`. Of many classes the ten likeliest of each
+        sample count; a single output is the logit of two classes. With
+        ``preset="faithful"``.
+
+        Args:
+
+            inputs (Tensor or tuple of Tensor, optional): The samples.
+                Default: None (those kept of the background, at most 1024)
+            additional_forward_args (any, optional): See :meth:`fit`.
+                Default: None
+            background (Tensor, tuple of Tensor, or iterable, optional): See
+                :meth:`attribute`.
+                Default: None
+            internal_batch_size (int, optional): See :meth:`attribute`.
+                Default: 64
+            show_progress (bool, optional): Draw a progress bar.
+                Default: False
+
+        Returns:
+
+            **dict of str to Tensor**: by the name of each hidden layer the importance
+            of its units (neurons or channels), float64, [units], in nats.
+
+        Raises:
+
+            ValueError: If the method has another ``sampling`` than ``"hybrid"``.
+            RuntimeError, TypeError: See :meth:`attribute`.
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_nif import NIFAttribution
+            >>> net = torch.nn.Sequential(
+            ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+            ... ).eval()
+            >>> nif = NIFAttribution(net, preset="faithful").fit(torch.randn(200, 4))
+            >>> nif.unit_importance()["0"].shape
+            torch.Size([8])
+        """
+        extra = format_additional_forward_args(additional_forward_args) or ()
+        size = _batch_size(internal_batch_size)
+        if inputs is None:
+            basis = self._background(background, extra, None, size, show_progress)
+            flow = _hybrid(basis, "unit_importance")
+            query = flow.own_query
+        else:
+            samples = _format_inputs(inputs)
+            basis = self._basis(samples, extra, background, None, size, show_progress)
+            flow = _hybrid(basis, "unit_importance")
+            query = self._method.query(basis, samples, extra, size)
+        with progress(
+            desc="NIF unit importance",
+            total=flow.steps(query),
+            disable=not show_progress,
+        ) as bar:
+            return flow.unit_importance(query, bar.update)
 
     # --- what a call stands on -----------------------------------------------------
 
@@ -894,8 +1041,9 @@ class NIFAttribution(Attribution):
         return cast(nn.Module, self.forward_func)
 
     @property
-    def _setup(self) -> Setup:
-        return Setup(self._model, self._options)
+    def _method(self) -> Method:
+        kind = HybridSetup if self.sampling == "hybrid" else Setup
+        return kind(self._model, self._options)
 
     def _basis(
         self,
@@ -905,12 +1053,12 @@ class NIFAttribution(Attribution):
         feature_mask: FeatureMask | None,
         size: int,
         bar: bool,
-    ) -> Basis:
+    ) -> AnyBasis:
         """What samples are compared with: a background, or else each other."""
         if background is None and self._fitted is None:
-            return self._setup.of_batch(samples, extra, feature_mask, size)
+            return self._method.of_batch(samples, extra, feature_mask, size)
         if background is None:
-            warn_if_training(self._setup.model)
+            warn_if_training(self._method.model)
         elif any(isinstance(arg, Tensor) and arg.dim() for arg in extra):
             raise ValueError(
                 "`additional_forward_args` holds a tensor, which follows the samples "
@@ -928,15 +1076,15 @@ class NIFAttribution(Attribution):
         feature_mask: FeatureMask | None,
         size: int,
         bar: bool,
-    ) -> Basis:
+    ) -> AnyBasis:
         """The background given for a call, or else the one fitted."""
-        setup = self._setup
+        method = self._method
         if background is not None:
-            return setup.of_background(background, extra, feature_mask, size, bar)
+            return method.of_background(background, extra, feature_mask, size, bar)
         if self._fitted is None:
             raise RuntimeError(_NOTHING_FITTED)
         basis, model = self._fitted
-        if fingerprint(setup.model) != model:
+        if fingerprint(method.model) != model:
             raise RuntimeError(
                 "The model's weights, buffers, modules (with their options and hooks), "
                 "device, dtype or training mode changed since `fit`: call "
@@ -944,42 +1092,38 @@ class NIFAttribution(Attribution):
             )
         if feature_mask is None:
             return basis
-        flow = setup.flow(basis.population, feature_mask)
-        return Basis(basis.population, flow)
+        return method.regrouped(basis, feature_mask)
 
     def _question(
         self,
-        basis: Basis,
+        basis: AnyBasis,
         samples: tuple[Tensor, ...],
         extra: tuple[Any, ...],
         target: TargetType,
         layer: str | nn.Module | None,
         size: int,
-    ) -> _Question:
+    ) -> Question:
         """What a call asks of a flow, if samples and target allow it."""
-        end = self._setup.end(basis, layer)
+        end = self._method.end(basis, layer)
         nodes = target_nodes(target, end, len(samples[0]))
         check_reached(basis.population.structure, samples)
-        query = self._setup.query(basis, samples, extra, size)
-        return _Question(query, end.name, nodes, self._normalization(basis.flow))
+        query = self._method.query(basis, samples, extra, size)
+        return Question(query, end.name, nodes, self._normalization(basis.flow))
 
-    def _normalization(self, flow: Flow) -> Normalization | None:
+    def _normalization(self, flow: AnyFlow) -> Normalization | None:
         if self.normalize == "auto":
             return None if flow.is_chain else "node"
         return self.normalize
 
 
-class _Question(NamedTuple):
-    """Which samples are explained, by their node values, and what of each."""
-
-    query: Mapping[str, Tensor] | None
-    end: str
-    nodes: Tensor
-    by: Normalization | None
-
-    def answer(self, flow: Flow, advance: Advance = ignore_progress) -> list[Tensor]:
-        """The attributions that a flow gives, by input."""
-        return list(flow.attributions(*self, advance).values())
+def _hybrid(basis: AnyBasis, method: str) -> HybridFlow:
+    """The flow of a basis, where it is one over hybrids."""
+    if not isinstance(basis.flow, HybridFlow):
+        raise ValueError(
+            f"`{method}` needs the slopes of a sample's own population: make the "
+            "attribution with preset='faithful' (or sampling='hybrid')."
+        )
+    return basis.flow
 
 
 def _format_inputs(inputs: object) -> tuple[Tensor, ...]:
@@ -1012,21 +1156,16 @@ def _like(samples: tuple[Tensor, ...], found: Iterable[Tensor]) -> tuple[Tensor,
     )
 
 
-def _path_sums(
-    flow: Flow, end: Layer, by: Normalization | None, bar: bool = False
-) -> Tensor:
-    graph = _population_graph(flow, end, None, bar)
-    return (graph if by is None else graph.normalized(by)).path_sums(layer=end.name)
-
-
-def _tested(flow: Flow, graph: FlowGraph, draws: int | None, bar: bool) -> FlowGraph:
+def _tested(flow: AnyFlow, graph: FlowGraph, draws: int | None, bar: bool) -> FlowGraph:
     with progress(
         desc="NIF p-values", total=len(graph.links), disable=not bar
     ) as drawn:
         return flow.with_pvalues(graph, draws, drawn.update)
 
 
-def _population_graph(flow: Flow, end: Layer, node: int | None, bar: bool) -> FlowGraph:
+def _population_graph(
+    flow: AnyFlow, end: Layer, node: int | None, bar: bool
+) -> FlowGraph:
     with progress(
         desc="NIF population graph", total=len(flow.links), disable=not bar
     ) as drawn:

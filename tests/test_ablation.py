@@ -10,7 +10,7 @@ from captum_nif.flow.options import chosen
 
 
 def test_the_preset_taken_apart_is_the_preset():
-    assert chosen(None, FAITHFUL) == chosen("faithful", {})
+    assert chosen(None, FAITHFUL) == chosen("gradient_free", {})
 
 
 def test_without_gains_is_matrix_times_deviation():
@@ -19,7 +19,7 @@ def test_without_gains_is_matrix_times_deviation():
     background = torch.randn(300, 5, generator=generator) * 2 + 1
     x, targets = background[:4], torch.tensor([0, 1, 2, 1])
     found = VARIANTS["  without gains"](model, background, 0)(x, targets)
-    nif = NIFAttribution(model, preset="faithful").fit(background)
+    nif = NIFAttribution(model, preset="gradient_free").fit(background)
     matrix = nif.attribution_matrix()
     for row, sample, target in zip(found, x, targets, strict=True):
         for i, value in enumerate(row):

@@ -271,7 +271,7 @@ def test_standard_errors_count_the_noise_of_backgrounds_and_of_draws_once():
         return drawn @ mixing
 
     def fitted(seed):  # as many draws as samples: either adds much to the noise
-        nif = NIFAttribution(model, preset="faithful", draws=400, seed=seed)
+        nif = NIFAttribution(model, preset="gradient_free", draws=400, seed=seed)
         return nif.fit(background(400, seed))
 
     query = background(8, 999)
@@ -284,7 +284,7 @@ def test_standard_errors_count_the_noise_of_backgrounds_and_of_draws_once():
 
 def test_a_standard_error_is_that_of_its_seed_and_leaves_nothing(rng_untouched):
     model, x = cnn(), torch.randn(60, 2, 8, 8)
-    nif = NIFAttribution(model, preset="faithful", draws=200).fit(x)
+    nif = NIFAttribution(model, preset="gradient_free", draws=200).fit(x)
     with rng_untouched():
         first = nif.standard_error(x[:2], target=0, groups=3)
         nif.standard_error(x[:2], target=0, groups=3, seed=4)
@@ -407,7 +407,7 @@ def test_a_network_too_large_is_refused_before_work_begins(monkeypatch):
     monkeypatch.setattr(independent_inputs, "_BUDGET", 1 << 18)
     model, passes = cnn(), []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
-    nif = NIFAttribution(model, preset="faithful")
+    nif = NIFAttribution(model, preset="gradient_free")
     with pytest.raises(ValueError, match=r"200 neurons takes.*nodes='channel'"):
         nif.fit(torch.randn(40, 2, 8, 8))
     assert len(passes) < 10, "no receptive fields were looked for"
@@ -442,7 +442,7 @@ def test_expanded_values_are_refused():
         b=nn.Conv1d(3, 2, 3),
     )
     with pytest.raises(NotImplementedError, match=r"'a' cannot be exchanged.*observed"):
-        NIFAttribution(model, preset="faithful").fit(torch.randn(40, 4))
+        NIFAttribution(model, preset="gradient_free").fit(torch.randn(40, 4))
     assert no_hooks_of_ours(model)
 
 

@@ -50,7 +50,7 @@ def coefficients(weight, deviation):
 def test_links_of_a_linear_network_are_wrights_coefficients():
     model = linear(5, 4, 3)
     x = torch.randn(1000, 5) * torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
-    graph = NIFAttribution(model, preset="faithful").fit(x).flow()
+    graph = NIFAttribution(model, preset="gradient_free").fit(x).flow()
     hidden = model[0](x).detach()
     for link, layer, fed in zip(graph.links, model, (x, hidden), strict=True):
         wanted = coefficients(layer.weight, fed.double().std(0))
@@ -61,7 +61,7 @@ def test_links_of_a_linear_network_are_wrights_coefficients():
 def test_products_of_links_are_the_correlation_of_the_ends():
     model = linear(5, 4, 3)
     x = torch.randn(3000, 5)
-    matrix = NIFAttribution(model, preset="faithful").fit(x).attribution_matrix()
+    matrix = NIFAttribution(model, preset="gradient_free").fit(x).attribution_matrix()
     first = coefficients(model[0].weight, x.double().std(0))
     second = coefficients(model[1].weight, model[0](x).detach().double().std(0))
     assert (matrix - first @ second).abs().max() < 5 * math.sqrt(2 / DRAWS)
@@ -95,9 +95,9 @@ def test_depth_does_no_harm_where_units_are_uncorrelated():
 
 def test_gains_of_a_linear_network_are_one():
     model = linear(5, 4, 3)
-    nif = NIFAttribution(model, preset="faithful").fit(torch.randn(1000, 5))
+    nif = NIFAttribution(model, preset="gradient_free").fit(torch.randn(1000, 5))
     basis, _ = nif._fitted
-    query = nif._setup.query(basis, (torch.randn(200, 5),), (), 64)
+    query = nif._method.query(basis, (torch.randn(200, 5),), (), 64)
     _, gains = basis.flow._sample(query)
     for gain in gains.values():
         assert abs(float(gain.mean()) - 1) < 0.02
@@ -209,7 +209,7 @@ def images(count=256):
 
 def faithful(model, x, extra=None):
     """Fitted in large batches, so that independent inputs take few passes."""
-    return NIFAttribution(model, preset="faithful").fit(
+    return NIFAttribution(model, preset="gradient_free").fit(
         x, additional_forward_args=extra, batch_size=len(x)
     )
 
@@ -315,7 +315,7 @@ def test_groups_of_features_share_one_attribution():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shapes_and_dtypes_of_inputs(model, x, dtype):
     model, x = model().to(dtype).eval(), torch.randn(x, dtype=dtype)
-    nif = NIFAttribution(model, preset="faithful").fit(x, batch_size=100)
+    nif = NIFAttribution(model, preset="gradient_free").fit(x, batch_size=100)
     found = nif.attribute(x, 1)
     assert (found.shape, found.dtype) == (x.shape, dtype)
     assert found.abs().max() > 0.1
@@ -329,7 +329,7 @@ def test_token_ids_get_nothing_and_floats_beside_them_do():
         c=nn.Linear(9, 2),
     )
     x = torch.randint(9, (200, 2)), torch.randn(200, 2)
-    nif = NIFAttribution(model, preset="faithful").fit(x, batch_size=150)
+    nif = NIFAttribution(model, preset="gradient_free").fit(x, batch_size=150)
     with pytest.warns(UserWarning, match="input0 holds token ids"):
         ids, numbers = nif.attribute(x, 1)
     assert not ids.any()
@@ -358,10 +358,10 @@ def test_further_arguments(extra):
 
 def test_backgrounds_of_every_kind_give_the_same():
     model, x = cnn(), images(200)
-    wanted = NIFAttribution(model, preset="faithful").fit(x, batch_size=150)
+    wanted = NIFAttribution(model, preset="gradient_free").fit(x, batch_size=150)
     loader = DataLoader(TensorDataset(x, torch.zeros(200)), batch_size=150)
-    streamed = NIFAttribution(model, preset="faithful").fit(loader)
-    per_call = NIFAttribution(model, preset="faithful")
+    streamed = NIFAttribution(model, preset="gradient_free").fit(loader)
+    per_call = NIFAttribution(model, preset="gradient_free")
     found = wanted.attribute(x[:5], 2)
     assert torch.equal(streamed.attribute(x[:5], 2), found)
     assert torch.equal(per_call.attribute(x[:5], 2, background=loader), found)
@@ -371,11 +371,11 @@ def test_backgrounds_of_every_kind_give_the_same():
 
 def test_a_batch_may_be_its_own_population():
     model, x = cnn(), images(40)
-    nif = NIFAttribution(model, preset="faithful")
+    nif = NIFAttribution(model, preset="gradient_free")
     found = nif.attribute(x, 1)
     assert torch.equal(found, nif.attribute(x, 1, background=x))
     with pytest.raises(ValueError, match="31 samples are too few"):
-        NIFAttribution(model, preset="faithful").attribute(x[:31], 1)
+        NIFAttribution(model, preset="gradient_free").attribute(x[:31], 1)
 
 
 def test_the_caller_keeps_what_is_his(rng_untouched):
@@ -440,14 +440,14 @@ def test_where_nothing_flows_all_is_zero(dead):
 
 
 def test_too_few_samples_for_the_estimator():
-    nif = NIFAttribution(network(), preset="faithful")
+    nif = NIFAttribution(network(), preset="gradient_free")
     with pytest.raises(ValueError, match=r"2 samples.*needs at least 3"):
         nif.fit(torch.randn(2, 4))
     assert not nif.is_fitted
 
 
 def test_samples_that_do_not_fit_the_model():
-    nif = NIFAttribution(network(), preset="faithful")
+    nif = NIFAttribution(network(), preset="gradient_free")
     with pytest.raises(ValueError, match=r"the background.*\(40, 5\)"):
         nif.fit(torch.randn(40, 5))
     with pytest.raises(ValueError, match="background is empty"):
@@ -460,7 +460,7 @@ def test_signs_say_for_and_against():
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(3))
         model[2].weight.copy_(torch.tensor([[1.0, -1.0, 0.0]]))
-    nif = NIFAttribution(model, preset="faithful").fit(torch.randn(1000, 3))
+    nif = NIFAttribution(model, preset="gradient_free").fit(torch.randn(1000, 3))
     found = nif.attribute(torch.tensor([[2.0, 2.0, 2.0]]))[0]
     assert found[0] > 0.5
     assert found[1] < -0.5

@@ -897,7 +897,7 @@ def test_bad_input_is_refused_and_changes_nothing(inplace):
             assert same(model.state_dict(), before)
 
 
-@pytest.mark.parametrize("options", [{"nodes": "neuron"}, {"preset": "faithful"}])
+@pytest.mark.parametrize("options", [{"nodes": "neuron"}, {"preset": "gradient_free"}])
 @pytest.mark.parametrize("level", ["link", "node"])
 def test_graphs_of_neurons_within_maps_are_refused_and_of_channels_taken(
     options, level
@@ -926,7 +926,7 @@ def test_graphs_of_neurons_within_maps_are_refused_and_of_channels_taken(
 def test_graphs_of_neurons_serve_where_each_channel_is_one():
     model = mlp(4, 6, 3)
     x = torch.randn(60, 4)
-    graph = NIFAttribution(model, preset="faithful").fit(x).flow()
+    graph = NIFAttribution(model, preset="gradient_free").fit(x).flow()
     weights = [link.weight.abs() for link in graph.links]
     least = torch.cat([w.flatten() for w in weights]).sort().values[20]
     pruned = prune(model, graph, 20)

@@ -143,7 +143,7 @@ def test_what_decides_the_class_outranks_noise(architecture, seed):
     "architecture", [mlp, cnn, Residual, SignalOnShortcut, SignalOnLongRoute]
 )
 def test_the_faithful_preset_puts_what_decides_first(architecture, seed):
-    strength, matrix = signal_and_noise(architecture, seed, preset="faithful")
+    strength, matrix = signal_and_noise(architecture, seed, preset="gradient_free")
     assert strength.argmax() == 0
     assert strength[0] > 2 * strength[1:].max()
     assert (matrix.abs().argmax(0) == 0).all()

@@ -149,7 +149,7 @@ def test_standard_errors_of_several_inputs_layers_and_groups():
 
 def test_standard_errors_where_layers_are_fed_independently():
     x, query = background(300), background(3, 2)
-    nif = NIFAttribution(net(), preset="faithful").fit(x)
+    nif = NIFAttribution(net(), preset="gradient_free").fit(x)
     graph = nif.flow(significance=True)
     assert graph.significant().links[1].weight.to_dense().count_nonzero() >= 12
     found = nif.standard_error(query, target=1, groups=3)

@@ -1,20 +1,20 @@
-r"""A model and the rule that weighs its links: from samples to what explains them.
+r"""Flow estimated from the values of nodes: from samples to what explains them.
 
-A :class:`Basis` is what an explanation stands on: the population that probabilities are
-estimated from, and the flow that it gives. It comes from a background, or from the very
-batch that is explained.
+The population that probabilities are estimated from is a background, or the very batch
+that is explained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_nif._captum import progress
+from captum_nif.flow.basis import Basis, FeatureMask, Question, layer_named
 from captum_nif.flow.batches import Background, Batches, batches_of, cut
 from captum_nif.flow.checks import (
     check_inputs,
@@ -24,7 +24,7 @@ from captum_nif.flow.checks import (
 )
 from captum_nif.flow.feature_groups import FeatureGroups, feature_groups
 from captum_nif.flow.independent_inputs import draw, max_draws
-from captum_nif.flow.information import Flow
+from captum_nif.flow.information import Advance, Flow, ignore_progress
 from captum_nif.flow.options import Options
 from captum_nif.flow.path_analysis import CorrelationFlow
 from captum_nif.flow.population import (
@@ -35,20 +35,12 @@ from captum_nif.flow.population import (
     run_population,
 )
 from captum_nif.flow.receptive_fields import receptive_fields
-from captum_nif.flow.significance import leave_groups_out
+from captum_nif.flow.significance import jackknife, leave_groups_out
 from captum_nif.graph.elements import Layer
+from captum_nif.graph.path_sums import Normalization
 from captum_nif.tracing.record import Nodes
 
-FeatureMask = Tensor | tuple[Tensor, ...]
-
-
-class Basis(NamedTuple):
-    """The population that probabilities are estimated from, and the flow it gives."""
-
-    population: Population
-    flow: Flow
-    is_batch: bool = False
-    """Whether each sample of the batch that is explained is compared with the rest."""
+InformationBasis = Basis[Population, Flow]
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class Setup:
         feature_mask: FeatureMask | None,
         size: int,
         bar: bool,
-    ) -> Basis:
+    ) -> InformationBasis:
         """A background as basis; ``size`` samples at a time run through the model."""
         warn_if_training(self.model)
         batches = batches_of(self.model, background, extra, size, bar)
@@ -84,7 +76,7 @@ class Setup:
         extra: tuple[Any, ...],
         feature_mask: FeatureMask | None,
         size: int,
-    ) -> Basis:
+    ) -> InformationBasis:
         """The batch that is explained as basis, each sample against the others."""
         warn_if_training(self.model)
         check_inputs(self.model, samples, "the batch")
@@ -112,6 +104,12 @@ class Setup:
                 "estimator (or its options) for so few."
             )
 
+    def regrouped(
+        self, basis: InformationBasis, feature_mask: FeatureMask
+    ) -> InformationBasis:
+        """The same population, with features grouped."""
+        return Basis(basis.population, self.flow(basis.population, feature_mask))
+
     def flow(
         self,
         population: Population,
@@ -129,27 +127,6 @@ class Setup:
             fields = receptive_fields(self.model, population, self.options.seed)
             fields = {ends: x for ends, x in fields.items() if ends[0] not in groups}
         return self._flow(population, groups, fields, None, bar)
-
-    def flows_without_groups(
-        self, basis: Basis, groups: int, seed: int
-    ) -> Iterator[Flow]:
-        """The flows without each of some groups of samples, for a jackknife.
-
-        Independent inputs are drawn anew from the samples that are left, as close to
-        the basis's own as can be. What chance adds to these is uncertain too: with each
-        group of samples one of draws is left out, so that either counts once.
-        """
-        population, flow = basis.population, basis.flow
-        left: Iterable[Tensor | None] = [None] * groups
-        if self.options.sampling == "independent":
-            left = leave_groups_out(
-                max_draws(population, self.options.draws), groups, seed
-            )
-        rest = leave_groups_out(population.size, groups, seed)
-        for kept, kept_draws in zip(rest, left, strict=True):
-            part = population.subset(kept)
-            self._check_size(part, f"The background without one of {groups} groups")
-            yield self._flow(part, flow.groups, flow.fields, kept_draws)
 
     def _flow(
         self,
@@ -196,7 +173,7 @@ class Setup:
 
     def query(
         self,
-        basis: Basis,
+        basis: InformationBasis,
         samples: tuple[Tensor, ...],
         extra: tuple[Any, ...],
         size: int,
@@ -208,7 +185,7 @@ class Setup:
         check_same(basis.population.structure, found.structure, "the samples")
         return self._of_nodes(found)
 
-    def own_query(self, basis: Basis) -> Mapping[str, Tensor] | None:
+    def own_query(self, basis: InformationBasis) -> Mapping[str, Tensor] | None:
         """Node values of the population; None where its samples explain each other."""
         if self.options.sampling == "observed":
             return None
@@ -219,30 +196,72 @@ class Setup:
             return channel_averages(population.structure, population.values)
         return population.values
 
-    def end(self, basis: Basis, layer: object) -> Layer:
+    def end(self, basis: InformationBasis, layer: object) -> Layer:
         """The layer whose nodes are explained: by name, by module, or the output."""
         structure = basis.population.structure
         if self.options.nodes == "channel":
             structure = averaged(structure)
-        if layer is None:
-            return structure.output
-        if isinstance(layer, nn.Module):
-            paths = {m: path or "model" for path, m in self.model.named_modules()}
-            if layer not in paths:
-                raise ValueError(
-                    f"`layer` is a {type(layer).__name__} outside the model: name one "
-                    "of the model's modules."
-                )
-            layer = paths[layer]
-        if not isinstance(layer, str):
-            raise TypeError(
-                "`layer` must be the name of a layer or a module, got "
-                f"{type(layer).__name__}."
+        return layer_named(structure, self.model, layer)
+
+    def standard_errors(
+        self,
+        basis: InformationBasis,
+        question: Question,
+        groups: int,
+        seed: int,
+        advance: Advance = ignore_progress,
+    ) -> list[Tensor]:
+        """Of the attributions that a question asks for, by a jackknife."""
+        return self._jackknife(basis, question.answer, groups, seed, advance)
+
+    def matrix_standard_error(
+        self,
+        basis: InformationBasis,
+        end: str,
+        normalize: Normalization | None,
+        groups: int,
+        seed: int,
+        advance: Advance = ignore_progress,
+    ) -> Tensor:
+        """Of the population's attributions, by a jackknife."""
+
+        def matrix(flow: Flow) -> list[Tensor]:
+            return [flow.attribution_matrix(end, normalize)]
+
+        return self._jackknife(basis, matrix, groups, seed, advance)[0]
+
+    def _jackknife(
+        self,
+        basis: InformationBasis,
+        estimate: Callable[[Flow], list[Tensor]],
+        groups: int,
+        seed: int,
+        advance: Advance,
+    ) -> list[Tensor]:
+        """Standard errors of an estimate, from flows without each of some groups."""
+        replicates = []
+        for flow in self._flows_without_groups(basis, groups, seed):
+            replicates.append(estimate(flow))
+            advance()
+        return [jackknife(torch.stack(x)) for x in zip(*replicates, strict=True)]
+
+    def _flows_without_groups(
+        self, basis: InformationBasis, groups: int, seed: int
+    ) -> Iterator[Flow]:
+        """The flows without each of some groups of samples, for a jackknife.
+
+        Independent inputs are drawn anew from the samples that are left, as close to
+        the basis's own as can be. What chance adds to these is uncertain too: with each
+        group of samples one of draws is left out, so that either counts once.
+        """
+        population, flow = basis.population, basis.flow
+        left: Iterable[Tensor | None] = [None] * groups
+        if self.options.sampling == "independent":
+            left = leave_groups_out(
+                max_draws(population, self.options.draws), groups, seed
             )
-        found = structure.layer(layer)
-        if found.kind == "input":
-            raise ValueError(
-                f"`layer` is the input {layer!r}: information flows from it, not to "
-                "it. Name a hidden layer or the output."
-            )
-        return found
+        rest = leave_groups_out(population.size, groups, seed)
+        for kept, kept_draws in zip(rest, left, strict=True):
+            part = population.subset(kept)
+            self._check_size(part, f"The background without one of {groups} groups")
+            yield self._flow(part, flow.groups, flow.fields, kept_draws)

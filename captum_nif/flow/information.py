@@ -295,6 +295,24 @@ class Flow:
         sums = backward_sums(self.layers, self.links, end, seed, averaged, normalize)
         return {layer.name: sums[layer.name] for layer in self._inputs}
 
+    def attribution_matrix(
+        self,
+        end: str,
+        normalize: Normalization | None,
+        advance: Advance = ignore_progress,
+    ) -> Tensor:
+        """Path sums (Eq. 4) of the population graph, [features, nodes of ``end``].
+
+        Args:
+            end (str): the layer where paths end.
+            normalize (str or None): as in
+                :func:`captum_nif.graph.path_sums.backward_sums`.
+            advance (Callable): called once per link.
+        """
+        graph = self.population_graph(end, None, advance)
+        graph = graph if normalize is None else graph.normalized(normalize)
+        return graph.path_sums(layer=end)
+
     @property
     def _inputs(self) -> list[Layer]:
         return [layer for layer in self.layers if layer.kind == "input"]

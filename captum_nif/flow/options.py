@@ -16,7 +16,7 @@ from captum_nif.graph.path_sums import Normalization
 from captum_nif.tracing.record import Nodes
 
 Normalize = Literal["auto"] | Normalization | None
-Sampling = Literal["observed", "independent"]
+Sampling = Literal["observed", "independent", "hybrid"]
 Scale = Literal["nats", "correlation"]
 
 
@@ -51,9 +51,11 @@ class Options:
         normalize (str or None): of the links, when paths are summed.
         scale (str): of the links, ``"nats"`` or ``"correlation"``.
         nodes (str): of hidden layers, ``"channel"`` or ``"neuron"``.
-        sampling (str): what links are estimated from, ``"observed"`` or
-            ``"independent"`` inputs of each layer.
+        sampling (str): what links are estimated from: ``"observed"`` values,
+            ``"independent"`` inputs of each layer, or each sample's own ``"hybrid"``
+            population.
         draws (int): independent inputs, at most.
+        hybrids (int): of each sample.
         seed (int): of the draws.
 
     Raises:
@@ -70,6 +72,7 @@ class Options:
     nodes: Nodes = "channel"
     sampling: Sampling = "observed"
     draws: int = 4096
+    hybrids: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,10 +93,25 @@ class Options:
                     f"`{name}` must be one of {choices}; got {getattr(self, name)!r}."
                 )
         check_positive("draws", self.draws)
+        check_positive("hybrids", self.hybrids)
         if not isinstance(self.seed, numbers.Integral) or isinstance(self.seed, bool):
             raise TypeError(f"`seed` must be an int, got {self.seed!r}.")
-        if self.scale == "correlation":
+        if self.sampling == "hybrid":
+            self._check_hybrid()
+        elif self.scale == "correlation":
             self._check_correlation()
+
+    def _check_hybrid(self) -> None:
+        for name in ("estimator", "relevance", "beta", "normalize", "scale", "nodes"):
+            value = getattr(self, name)
+            if value != getattr(DEFAULTS, name) and (name, value) != _UNSCALED:
+                raise ValueError(
+                    f"`{name}` = {value!r} is an option of flow that is "
+                    "estimated from information; with sampling='hybrid' (and "
+                    "preset='faithful') slopes are averaged instead: leave it out, or "
+                    "use another preset."
+                )
+        object.__setattr__(self, "normalize", None)
 
     def _check_correlation(self) -> None:
         for name in ("relevance", "beta"):
@@ -117,6 +135,7 @@ class Options:
         return LinkRule(self.estimator, self.relevance, self.beta)
 
 
+_UNSCALED = ("normalize", None)  # what adds up along paths as it is
 DEFAULTS: Final = Options()
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -125,7 +144,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "beta": 5e-4,
         "normalize": None,
     },
-    "faithful": {
+    "faithful": {"sampling": "hybrid"},
+    "gradient_free": {
         "estimator": GaussianCopula(marginals="standard"),
         "scale": "correlation",
         "nodes": "neuron",
@@ -133,8 +153,9 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 """What differs from the defaults. ``"paper"``: Eq. 3, 4 and 6 of Davis et al. (2020).
-``"faithful"``: what deletion and insertion favor; see
-:mod:`captum_nif.flow.path_analysis`."""
+``"faithful"``: flow over a sample's own population, which foretells what the model does
+(:mod:`captum_nif.flow.sample_population`). ``"gradient_free"``: its counterpart for
+networks without gradients (:mod:`captum_nif.flow.path_analysis`)."""
 
 
 def chosen(preset: str | None, given: Mapping[str, object]) -> Options:

@@ -48,6 +48,7 @@ class Trace:
         positions (dict of int): where in the order of versions of tensors the value of
             a hidden layer is made, if there is one from which all its readers take it.
         made (dict of int): where it is made, also if some read it elsewhere.
+        results (dict of int): where the main result of a layer's call is made.
         calls (dict of ModuleCall): what was called for each layer, by name; without
             inputs, and without an output that is no layer's value.
     """
@@ -56,6 +57,7 @@ class Trace:
     values: dict[str, Tensor]
     positions: dict[str, int] = field(default_factory=dict)
     made: dict[str, int] = field(default_factory=dict)
+    results: dict[str, int] = field(default_factory=dict)
     calls: dict[str, ModuleCall] = field(default_factory=dict)
 
 
@@ -162,6 +164,7 @@ class Dataflow:
         values: dict[str, Tensor] = {}
         positions: dict[str, int] = {}
         made: dict[str, int] = {}
+        results: dict[str, int] = {}
         calls: dict[str, ModuleCall] = {}
         links: list[tuple[str, str]] = []
         versions = {id(node): i for i, node in enumerate(self._order)}
@@ -191,6 +194,7 @@ class Dataflow:
                 assert node.value is not None
                 add(name, node.value, "hidden", node.shape)
                 made[name] = versions[id(node)]
+                results[name] = versions[id(source.roots[0])]
                 if passes_on:
                     positions[name] = versions[id(node)]
             names[source.index] = name
@@ -200,7 +204,7 @@ class Dataflow:
             add("output", output.reshape(n, math.prod(shape)), "output", shape)
             link([self._end], "output")
         structure = Structure(tuple(layers), tuple(links))
-        return Trace(structure, values, positions, made, calls)
+        return Trace(structure, values, positions, made, results, calls)
 
     def _value(self, source: Source) -> tuple[Node, bool]:
         """The version that gives the values of a layer's nodes.

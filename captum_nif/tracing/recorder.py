@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from captum_nif.tracing.blocks import BlockRecord
 from captum_nif.tracing.function_layers import function_layer
@@ -54,16 +54,20 @@ class Recorder(TorchFunctionMode):
     Args:
         record (Record): where to.
         selection (Selection): which modules are layers.
+        on_layer (callable, optional): looks at each layer when it has run, and may
+            replace what it returns.
     """
 
     def __init__(
         self,
         record: Record,
         selection: Selection,
+        on_layer: LayerVisit | None = None,
     ) -> None:
         super().__init__()
         self.record = record
         self._selection = selection
+        self._on_layer = on_layer
         self._left = False  # whether traced values have left torch
         self._calls: dict[str, int] = {}
         self._depth = 0
@@ -162,6 +166,8 @@ class Recorder(TorchFunctionMode):
             if not is_in(t, tensors):
                 why = f"it was overwritten inside the layer {source.name!r}"
                 self.record.add(t, Node(refused=why))
+        tensors = self._visited(source.name, module, tensors)
+        output = _replaced(output, tensors)
         layer = Layer(
             module,
             source.name,
@@ -173,6 +179,16 @@ class Recorder(TorchFunctionMode):
         )
         self._start(source, tensors, layer.output_labels(tensors), taken, written)
         return output
+
+    def _visited(
+        self, name: str, module: nn.Module | None, results: list[Tensor]
+    ) -> list[Tensor]:
+        """What stands for the results of a layer that has run."""
+        if self._on_layer is None:
+            return results
+        read = [(t, node.labels) for t, node, _ in self._read] if module else []
+        with torch._C.DisableTorchFunction():
+            return self._on_layer(name, module, read, results)
 
     def _start(
         self,
@@ -240,7 +256,9 @@ class Recorder(TorchFunctionMode):
         if made:
             call = Call(func, args, kwargs, self._labels_of(tensors), made)
             with torch._C.DisableTorchFunction():
-                self._record(call, written)
+                replaced = self._record(call, written)
+            if replaced is not None:
+                return _replaced(result, replaced)
         elif name in _LEAVING and not all(
             self.record.node(t).is_constant for t in tensors
         ):
@@ -263,8 +281,11 @@ class Recorder(TorchFunctionMode):
         before = {id(t): self.record.node(t).labels for t in tensors}
         return lambda t: before.get(id(t))
 
-    def _record(self, call: Call, written: Sequence[Tensor]) -> None:
-        """Add the versions that a call made, and those of tensors it wrote through."""
+    def _record(self, call: Call, written: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        """Add the versions that a call made, and those of tensors it wrote through.
+
+        Returns what stands for the results of a layer.
+        """
         tensors = tensors_read(call.func, call.args, call.kwargs)
         read = [(t, self.record.node(t)) for t in tensors]
         parents = tuple(node for _, node in read if not node.is_constant)
@@ -277,8 +298,8 @@ class Recorder(TorchFunctionMode):
         relatives = [(r, t) for t in written for r in self.record.relatives(t)]
         if any(node.labels is not None for node in parents):
             labels = self.record.refine(call, _understood(call))
-            if weights and self._is_layer(call, weights, labels, written):
-                return
+            if weights and (made := self._layer(call, weights, labels, written)):
+                return made
             for t, its_labels in zip(call.outputs, labels, strict=True):
                 if its_labels.sources.union or refused:
                     self.record.add(t, Node(its_labels, parents, refused=refused))
@@ -291,30 +312,56 @@ class Recorder(TorchFunctionMode):
                 self.record.add(t, self._constant(weights, refused))
         for relative, t in relatives:
             self.record.rewrite(relative, t)
+        return None
 
     def _constant(self, weights: Mapping[int, str], refused: str = "") -> Node:
         weight = next(iter(weights.values()), "")
         return Node(weight=weight, refused=refused) if weight or refused else CONSTANT
 
-    def _is_layer(
+    def _layer(
         self,
         call: Call,
         weights: Mapping[int, str],
         labels: Sequence[Labels],
         written: Sequence[Tensor],
-    ) -> bool:
+    ) -> Sequence[Tensor]:
         """Start a source from what a function computes with a parameter, if it does."""
         parameter = next(iter(weights.values()))
         layer = function_layer(call, weights, labels, parameter)
         if layer is None or not self._selection.is_default:
-            return False
+            return ()
         tensors = tensors_read(call.func, call.args, call.kwargs)
         reads = [self.record.node(t) for t in tensors]
         path = self.record.held.owner(parameter)
         source = self._source(path, reads, layer.reads_categories)
-        labels = layer.output_labels(call.outputs, source.index)
-        self._start(source, call.outputs, labels, (), written)
-        return True
+        outputs = self._visited(source.name, None, list(call.outputs))
+        labels = layer.output_labels(outputs, source.index)
+        self._start(source, outputs, labels, (), written)
+        return outputs
+
+
+LayerVisit = Callable[
+    [
+        str,
+        "nn.Module | None",
+        "Sequence[tuple[Tensor, Labels | None]]",
+        "list[Tensor]",
+    ],
+    "list[Tensor]",
+]
+"""Takes a layer's name, its module (None for a function), what it read, with labels
+(None for constants), and its results; gives what stands for them."""
+
+
+def _replaced(output: Any, tensors: Sequence[Tensor]) -> Any:
+    """A tree with other tensors in the place of its own, in their order."""
+    leaves, spec = tree_flatten(output)
+    if all(is_in(t, tensors) for t in leaves if isinstance(t, Tensor)):
+        return output
+    others = iter(tensors)
+    return tree_unflatten(
+        [next(others) if isinstance(x, Tensor) else x for x in leaves], spec
+    )
 
 
 def _understood(call: Call) -> list[Labels]:

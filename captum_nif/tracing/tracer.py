@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.record import Nodes, Record, Visit
-from captum_nif.tracing.recorder import Recorder
+from captum_nif.tracing.recorder import LayerVisit, Recorder
 from captum_nif.tracing.selection import Layers, Selection, find_layers, select
 from captum_nif.tracing.undisturbed import undisturbed
 
@@ -101,6 +101,7 @@ def run_watched(
     extra: tuple[Any, ...],
     layers: Layers,
     visits: Mapping[int, Visit],
+    on_layer: LayerVisit | None = None,
 ) -> tuple[Tensor, Trace]:
     """Run a model with gradients, and look at values of layers as they are made.
 
@@ -112,6 +113,8 @@ def run_watched(
         layers (Sequence, optional): see :func:`trace`.
         visits (Mapping): functions that are called with a tensor and its node as soon
             as it is made, by its entry in :attr:`Trace.made`.
+        on_layer (callable, optional): see
+            :class:`~captum_nif.tracing.recorder.Recorder`.
 
     Returns:
         Tensor and Trace: what the model returned, attached to the inputs, and what
@@ -121,7 +124,9 @@ def run_watched(
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         copies = tuple(x.clone() for x in inputs)
-        dataflow = _followed(model, copies, extra, selection, "channel", None, visits)
+        dataflow = _followed(
+            model, copies, extra, selection, "channel", None, visits, on_layer
+        )
         return dataflow.output, dataflow.trace(inputs)
 
 
@@ -133,12 +138,13 @@ def _followed(
     nodes: Nodes,
     overrides: Mapping[int, Tensor] | None,
     visits: Mapping[int, Visit] | None,
+    on_layer: LayerVisit | None = None,
 ) -> Dataflow:
     """Runs a model under a recorder; see :func:`trace`."""
     constants = tree_map(_copied, extra)
     leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
     record = Record(model, copies, leaves, nodes, overrides, visits)
-    with Recorder(record, selection):
+    with Recorder(record, selection, on_layer):
         output = model(*copies, *constants)
     if not isinstance(output, Tensor):
         raise TypeError(

@@ -1,0 +1,494 @@
+r"""Attributions and unit flows of a sample's own population, target by target.
+
+The counterpart of :class:`captum_nif.flow.information.Flow` for hybrids: what it gives
+is in the units of the target, and adds up to its deviation where the model is linear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_nif.flow.basis import Question
+from captum_nif.flow.feature_groups import FeatureGroups
+from captum_nif.flow.hybrids import Hybrids, draw_hybrids
+from captum_nif.flow.information import Advance, Ends, ignore_progress
+from captum_nif.flow.link_flow import LinkPass
+from captum_nif.flow.options import Options
+from captum_nif.flow.sample_population import Backdrop, HybridPass, passes
+from captum_nif.graph.elements import Link
+from captum_nif.graph.flow_graph import FlowGraph
+from captum_nif.graph.path_sums import Normalization
+
+OWN_BATCH = 256
+"""Hybrids that run through the model at a time, where the background is explained."""
+
+GROUPS = (4, 2)
+"""Groups of hybrids, whose results apart from each other tell how noisy they are: as
+many as divide the hybrids."""
+
+MOST_CLASSES = 10
+"""Classes that a prediction is taken to choose among, the likeliest of each sample."""
+
+
+@dataclass(frozen=True)
+class HybridQuery:
+    """Samples to explain.
+
+    Args:
+        samples (tuple of Tensor): by input, [S, ...].
+        extra (tuple): further arguments of the model; tensors follow the samples.
+        size (int): hybrids that run through the model at a time.
+    """
+
+    samples: tuple[Tensor, ...]
+    extra: tuple[Any, ...]
+    size: int
+
+
+class HybridFlow:
+    """What flows through a model for a sample, over its hybrids with the background.
+
+    Args:
+        model (Module): the network.
+        options (Options): the choices that make up the method.
+        backdrop (Backdrop): the background.
+        groups (Mapping): feature groups by input, empty for single elements.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: Options,
+        backdrop: Backdrop,
+        groups: Mapping[str, FeatureGroups] | None = None,
+    ) -> None:
+        self.model, self.options, self.backdrop = model, options, backdrop
+        self.groups = dict(groups or {})
+        self.layers = list(backdrop.structure.layers)
+        self.links = [Ends(*link) for link in backdrop.structure.links]
+
+    @cached_property
+    def hybrids(self) -> Hybrids:
+        """How hybrids are made; all elements of a feature group are taken together."""
+        features: list[Tensor | None] = []
+        for layer, rows in zip(self.backdrop.inputs, self.backdrop.rows, strict=True):
+            group = self.groups.get(layer.name)
+            members = torch.arange(layer.size) if group is None else group.members
+            is_variable = rows.is_floating_point()
+            features.append(members.view(rows.shape[1:]) if is_variable else None)
+        available = len(self.backdrop.rows[0])
+        return draw_hybrids(
+            self.options.hybrids, available, features, self.options.seed
+        )
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every layer reads just one."""
+        targets = [link.target for link in self.links]
+        return len(set(targets)) == len(targets)
+
+    @property
+    def own_query(self) -> HybridQuery:
+        """The rows of the background that are kept, as samples to explain."""
+        backdrop = self.backdrop
+        return HybridQuery(backdrop.rows, backdrop.extra, OWN_BATCH)
+
+    def prepare(self, advance: Advance = ignore_progress) -> None:
+        """Nothing is left to do once the background has been seen."""
+        for _ in self.links:
+            advance()
+
+    def steps(self, query: HybridQuery | None) -> int:
+        """How often ``advance`` is called for these queries."""
+        if query is None:
+            return len(self.links)
+        return math.ceil(
+            len(query.samples[0]) / max(1, query.size // self.options.hybrids)
+        )
+
+    def attributions(
+        self,
+        query: HybridQuery,
+        end: str,
+        nodes: Tensor,
+        normalize: Normalization | None = None,
+        advance: Advance = ignore_progress,
+    ) -> dict[str, Tensor]:
+        r"""Attributions of each sample, :math:`(x_i - \bar x_i) \, w_i`.
+
+        Args:
+            query (HybridQuery): the samples.
+            end (str): the layer that is explained.
+            nodes (Tensor): its node for each sample, [S].
+            normalize: not used.
+            advance (Callable): called once per block of samples.
+
+        Returns:
+            dict of str to Tensor: float64, [S, elements of the input], by input.
+        """
+        names = [layer.name for layer in self.backdrop.inputs]
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        for part, samples, run in self._runs(query, end):
+            slopes = run.slopes(run.objective(nodes[part]))
+            for name, x, mean, slope in zip(
+                names, samples, self.backdrop.means, slopes.inputs, strict=True
+            ):
+                flow = ((x.double() - mean) * slope[0].double()).flatten(1)
+                parts[name].append(self._grouped(name, flow))
+            advance()
+        return {name: torch.cat(x) for name, x in parts.items()}
+
+    def class_attributions(
+        self,
+        query: HybridQuery,
+        classes: Tensor,
+        end: str,
+        normalize: Normalization | None = None,
+        advance: Advance = ignore_progress,
+    ) -> dict[str, Tensor]:
+        """Attributions to each node, averaged for its samples.
+
+        Args:
+            query (HybridQuery): the kept rows of the background.
+            classes (Tensor): the node of ``end`` that each sample of the whole
+                background counts for, [N].
+            end (str): the layer that is explained.
+            normalize: not used.
+            advance (Callable): called once per block of samples.
+
+        Returns:
+            dict of str to Tensor: float64, [nodes of ``end``, elements], by input.
+        """
+        nodes = classes[self.backdrop.kept]
+        size = self.backdrop.structure.layer(end).size
+        counts = torch.bincount(nodes, minlength=size).clamp(min=1).double()
+        averages = {}
+        for name, flow in self.attributions(query, end, nodes, None, advance).items():
+            sums = flow.new_zeros(size, flow.shape[1])
+            sums.index_add_(0, nodes.to(flow.device), flow)
+            averages[name] = sums / counts.to(flow.device)[:, None]
+        return averages
+
+    def attribution_matrix(
+        self,
+        end: str,
+        normalize: Normalization | None = None,
+        advance: Advance = ignore_progress,
+    ) -> Tensor:
+        r"""The flow that one standard deviation of each feature sends to each node.
+
+        .. math:: A_{ij} = \sigma_i \, \frac1S \sum_s w_{ij}(s)
+
+        over the kept samples of the background.
+
+        Returns:
+            Tensor: float64, [features, nodes of ``end``].
+        """
+        return self._matrices(end, 1, advance).mean(1)[0]
+
+    def matrix_standard_error(
+        self, end: str, advance: Advance = ignore_progress
+    ) -> Tensor:
+        """Standard error of the matrix, over samples and hybrids; of its shape."""
+        groups = self._noise_groups()
+        samples = self._matrices(end, 1, advance)[0]
+        hybrids = self._matrices(end, groups, advance).mean(1)
+        over_samples = samples.var(0) / len(samples)
+        return (over_samples + hybrids.var(0) / groups).sqrt()
+
+    def _matrices(self, end: str, groups: int, advance: Advance) -> Tensor:
+        """Matrices of each sample, by group, [groups, S, features, nodes of end]."""
+        size = self.backdrop.structure.layer(end).size
+        deviations = [x.double().std(0) for x in self.backdrop.rows]
+        blocks = []
+        for _, samples, run in self._runs(self.own_query, end):
+            columns = []
+            for node in range(size):
+                nodes = torch.full((len(samples[0]),), node)
+                slopes = run.slopes(run.objective(nodes), groups, keep=node < size - 1)
+                parts = [
+                    self._features(layer.name, (deviation * slope.double()).flatten(2))
+                    for layer, deviation, slope in zip(
+                        self.backdrop.inputs, deviations, slopes.inputs, strict=True
+                    )
+                ]
+                columns.append(torch.cat(parts, -1))
+            blocks.append(torch.stack(columns, -1))
+            advance()
+        return torch.cat(blocks, 1)
+
+    def standard_errors(
+        self, question: Question, advance: Advance = ignore_progress
+    ) -> list[Tensor]:
+        r"""Standard errors of attributions over hybrids and background.
+
+        Groups of hybrids, averaged apart, scatter as :math:`\sqrt{G}` times what all of
+        them do; the background's mean is uncertain by its deviation over
+        :math:`\sqrt{N}`.
+
+        Returns:
+            list of Tensor: float64, [S, elements], by input.
+        """
+        query, end, nodes, _ = question
+        groups = self._noise_groups()
+        names = [layer.name for layer in self.backdrop.inputs]
+        errors: dict[str, list[Tensor]] = {name: [] for name in names}
+        for part, samples, run in self._runs(query, end):
+            slopes = run.slopes(run.objective(nodes[part]), groups)
+            for name, x, rows, mean, slope in zip(
+                names,
+                samples,
+                self.backdrop.rows,
+                self.backdrop.means,
+                slopes.inputs,
+                strict=True,
+            ):
+                flow = self._grouped(name, ((x.double() - mean) * slope).flatten(2))
+                of_mean = rows.double().var(0) / self.backdrop.size
+                shift = self._grouped(
+                    name, (of_mean * slope.double().mean(0).square()).flatten(1)
+                )
+                errors[name].append((flow.var(0) / groups + shift).sqrt())
+            advance()
+        return [torch.cat(x) for x in errors.values()]
+
+    def _noise_groups(self) -> int:
+        """How many groups of hybrids tell of their noise."""
+        m = self.options.hybrids
+        groups = next((g for g in GROUPS if m % g == 0), 0)
+        if not groups:
+            raise ValueError(
+                f"`hybrids` = {m} cannot be split into groups of equal size, whose "
+                "scatter gives a standard error: choose a multiple of 4."
+            )
+        return groups
+
+    def with_pvalues(
+        self,
+        graph: FlowGraph,
+        draws: int | None = None,
+        advance: Advance = ignore_progress,
+    ) -> FlowGraph:
+        """Refused: what is tested is information."""
+        raise ValueError(
+            "`significance` tests whether two nodes share information, and these links "
+            "carry flow: see `standard_error`, or fit the default method besides."
+        )
+
+    def population_graph(
+        self, end: str, node: int | None = None, advance: Advance = ignore_progress
+    ) -> FlowGraph:
+        """The magnitude of the flow through each link, averaged over kept samples.
+
+        Args:
+            end (str): the layer that is explained.
+            node (int or None): its node; None for the largest one of each sample.
+            advance (Callable): called once per block of samples.
+        """
+        sums: dict[tuple[str, str], Tensor] = {}
+        for samples, extra in self._parts(self.own_query):
+            run = self._link_pass(samples, extra)
+            nodes = run.largest(end)
+            if node is not None:
+                nodes = torch.full_like(nodes, node)
+            for ends, flow in run.flows(end, nodes, signed=False).items():
+                flow = self._by_feature(ends[0], flow)
+                sums[ends] = sums[ends] + flow if ends in sums else flow
+            advance()
+        count = len(self.backdrop.kept)
+        return self._graph(end, {ends: x / count for ends, x in sums.items()})
+
+    def instance_graphs(
+        self,
+        query: HybridQuery,
+        end: str,
+        nodes: Tensor | None,
+        advance: Advance = ignore_progress,
+    ) -> list[FlowGraph]:
+        """The signed flow of each sample through each link.
+
+        Args:
+            query (HybridQuery): the samples.
+            end (str): the layer that is explained.
+            nodes (Tensor or None): its node for each sample, [S]; None for the largest.
+            advance (Callable): called once per block of samples.
+        """
+        graphs, done = [], 0
+        for samples, extra in self._parts(query):
+            run = self._link_pass(samples, extra)
+            count = len(samples[0])
+            chosen = run.largest(end) if nodes is None else nodes[done : done + count]
+            flows = run.flows(end, chosen, signed=True)
+            for i in range(count):
+                own = {
+                    ends: self._by_feature(ends[0], x[i]) for ends, x in flows.items()
+                }
+                graphs.append(self._graph(end, own))
+            done += count
+            advance()
+        return graphs
+
+    def _parts(
+        self, query: HybridQuery
+    ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
+        for _, samples, extra in passes(
+            query.samples, query.extra, self.hybrids, query.size
+        ):
+            yield samples, extra
+
+    def _link_pass(
+        self, samples: tuple[Tensor, ...], extra: tuple[Any, ...]
+    ) -> LinkPass:
+        layers = self.options.layers
+        return LinkPass(self.model, layers, self.backdrop, self.hybrids, samples, extra)
+
+    def _by_feature(self, source: str, flow: Tensor) -> Tensor:
+        """Flow from elements of an input, [elements, nodes], added up by feature."""
+        return self._features(source, flow.mT).mT
+
+    def _graph(self, end: str, flows: Mapping[tuple[str, str], Tensor]) -> FlowGraph:
+        """The graph of what leads to a layer, which then is the output."""
+        needed = {end}
+        for source, target in reversed(self.links):
+            if target in needed:
+                needed.add(source)
+        layers = []
+        for layer in self.layers:
+            group = self.groups.get(layer.name)
+            if group is not None:
+                layer = replace(layer, size=group.count, shape=(group.count,))
+            if layer.name == end:
+                layer = replace(layer, kind="output")
+            if layer.kind == "input" or layer.name in needed:
+                layers.append(layer)
+        sizes = {layer.name: layer.size for layer in layers}
+        links = []
+        for a, b in self.links:
+            if b in needed:
+                nothing = torch.zeros(sizes[a], sizes[b], dtype=torch.float64)
+                links.append(Link(a, b, flows.get((a, b), nothing)))
+        return FlowGraph(layers, links)
+
+    def unit_flow(
+        self,
+        query: HybridQuery,
+        end: str,
+        nodes: Tensor,
+        advance: Advance = ignore_progress,
+    ) -> dict[str, Tensor]:
+        r"""Flow through each node of each hidden layer, summed over its places.
+
+        Returns:
+            dict of str to Tensor: float64, [S, channels], by layer.
+        """
+        parts: dict[str, list[Tensor]] = {}
+        for part, _, run in self._runs(query, end, with_samples=True):
+            for name, flow in self._through_units(
+                run, run.objective(nodes[part])
+            ).items():
+                parts.setdefault(name, []).append(flow)
+            advance()
+        return {name: torch.cat(x) for name, x in parts.items()}
+
+    def unit_importance(
+        self, query: HybridQuery, advance: Advance = ignore_progress
+    ) -> dict[str, Tensor]:
+        r"""How much the prediction changes if a unit's flow is taken out, in nats.
+
+        .. math:: \frac1S \sum_s \mathrm{KL}\bigl(\operatorname{softmax} o_s \,\|\,
+            \operatorname{softmax}(o_s - d_{su})\bigr)
+
+        with :math:`d_{su}` the flow through unit u to every output of sample s. A model
+        with one output is taken to give the logit of two classes.
+
+        Returns:
+            dict of str to Tensor: float64, [channels], by layer.
+        """
+        totals: dict[str, Tensor] = {}
+        end = self.backdrop.structure.output.name
+        for _, samples, run in self._runs(query, end, with_samples=True):
+            count = len(samples[0])
+            output = run.output[-count:].detach().double()
+            most = min(output.shape[1], MOST_CLASSES)
+            classes = output.topk(most, dim=1).indices
+            flows: dict[str, list[Tensor]] = {}
+            for k in range(most):
+                objective = run.objective(classes[:, k])
+                last = k == most - 1
+                for name, flow in self._through_units(run, objective, not last).items():
+                    flows.setdefault(name, []).append(flow)
+            logits = output.gather(1, classes)
+            for name, by_class in flows.items():
+                without = logits[:, None] - torch.stack(by_class, dim=-1)
+                change = _divergence(logits[:, None], without).sum(0)
+                totals[name] = totals.get(name, torch.zeros_like(change)) + change
+            advance()
+        count = len(query.samples[0])
+        return {name: total / count for name, total in totals.items()}
+
+    def _through_units(
+        self, run: HybridPass, objective: Tensor, keep: bool = False
+    ) -> dict[str, Tensor]:
+        slopes = run.slopes(objective, keep=keep, units=True).layers
+        flows = {}
+        for name, mean in self.backdrop.value_means.items():
+            values = run.values[name]
+            slope = slopes.get(name)
+            if slope is None:  # the target does not depend on this layer
+                count = len(values) // (self.options.hybrids + 1)
+                flows[name] = values.new_zeros(count, len(mean), dtype=torch.float64)
+                continue
+            own = values[-slope.shape[1] :].double()
+            flows[name] = ((own - mean) * slope[0].double()).sum(-1)
+        return flows
+
+    def _runs(
+        self, query: HybridQuery, end: str, with_samples: bool = False
+    ) -> Iterator[tuple[slice, tuple[Tensor, ...], HybridPass]]:
+        for part, samples, extra in passes(
+            query.samples, query.extra, self.hybrids, query.size
+        ):
+            yield (
+                part,
+                samples,
+                HybridPass(
+                    self.model,
+                    self.options.layers,
+                    self.backdrop,
+                    self.hybrids,
+                    samples,
+                    extra,
+                    end,
+                    with_samples,
+                ),
+            )
+
+    def _features(self, name: str, flow: Tensor) -> Tensor:
+        """Flow of elements, [..., elements], added up by feature."""
+        group = self.groups.get(name)
+        if group is None:
+            return flow
+        sums = flow.new_zeros(*flow.shape[:-1], group.count)
+        return sums.index_add_(-1, group.members.to(flow.device), flow)
+
+    def _grouped(self, name: str, flow: Tensor) -> Tensor:
+        """Each element gets the flow of its feature, [..., elements]."""
+        group = self.groups.get(name)
+        return flow if group is None else group.spread(self._features(name, flow))
+
+
+def _divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """KL divergence of softmax(others) from softmax(logits), over the last axis."""
+    if logits.shape[-1] == 1:
+        logits, others = (
+            torch.cat([x, torch.zeros_like(x)], -1) for x in (logits, others)
+        )
+    p, q = logits.log_softmax(-1), others.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
