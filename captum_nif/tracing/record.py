@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_nif.tracing.functions import tensors_in
+from captum_nif.tracing.functions import Call
 from captum_nif.tracing.label_tensors import rewritten
+from captum_nif.tracing.model_tensors import ModelTensors
 from captum_nif.tracing.origins import (
     Labels,
     average,
@@ -146,14 +147,12 @@ class Record:
     ) -> None:
         self.sources: list[Source] = []
         self.order: list[Node] = []
-        self._model = model
+        self.held = ModelTensors(model)
         self._nodes = nodes
         self._overrides = overrides or {}
         self._visits = visits or {}
-        self._batch = inputs[0].shape[0]
+        self.batch = inputs[0].shape[0]
         self._current = WeakTensorKeyDictionary()  # the last version of each tensor
-        self._weights = {id(p): name for name, p in model.named_parameters()}
-        self._attributes = _tensor_attributes(model)
         self._used_attributes: set[str] = set()
         self.integers = frozenset(
             i for i, x in enumerate(inputs) if not x.is_floating_point()
@@ -172,10 +171,10 @@ class Record:
         node = self.known(x)
         if node is not None:
             return node
-        if id(x) in self._weights:
-            return Node(weight=self._weights[id(x)])
-        if id(x) in self._attributes:
-            self._used_attributes.add(self._attributes[id(x)][0])
+        if id(x) in self.held.parameters:
+            return Node(weight=self.held.parameters[id(x)])
+        if id(x) in self.held.attributes:
+            self._used_attributes.add(self.held.attributes[id(x)][0])
             return CONSTANT
         return Node(refused=self.unknown(x))
 
@@ -210,7 +209,7 @@ class Record:
                 "before: a value that is to be overridden is not there."
             )
         assert node.labels is not None
-        grouped = values.view(self._batch, source.size, -1)
+        grouped = values.view(self.batch, source.size, -1)
         try:
             overwrite(x, node.labels, grouped)
         except RuntimeError as error:
@@ -230,7 +229,7 @@ class Record:
         node.is_settled = True
         if node.labels.channels is None or x.is_complex():
             return
-        grouped = by_channel(x.detach(), node.labels, self._batch, source.size)
+        grouped = by_channel(x.detach(), node.labels, self.batch, source.size)
         if grouped is None:
             return
         if self._nodes == "channel" or grouped.shape[-1] == 1:
@@ -268,7 +267,7 @@ class Record:
     def relatives(self, x: Tensor) -> list[Tensor]:
         """Other tensors that share the memory of ``x``."""
         memory = _memory(x)
-        held = [t for _, t in self._attributes.values()]
+        held = [t for _, t in self.held.attributes.values()]
         candidates = [*self._current.keys(), *held]
         found = [t for t in candidates if t is not x and _memory(t) == memory]
         return distinct(found)
@@ -305,19 +304,9 @@ class Record:
             labels = _overlaid(relative, written, sides, sources)
         self.add(relative, Node(labels, parents, refused=refused))
 
-    def layer_path(self, parameter: str) -> str:
-        """The module that owns a parameter; or the parameter, if it owns several."""
-        path, parametrized, _ = parameter.partition(".parametrizations.")
-        if parametrized:
-            return path
-        path, _, _ = parameter.rpartition(".")
-        owner = self._model.get_submodule(path)
-        matrices = [p for p in owner.parameters(recurse=False) if p.dim() > 1]
-        return path if path and len(matrices) == 1 else parameter
-
     def unknown(self, x: Tensor) -> str:
         """Why a tensor that nothing traced has made cannot be read, if it may."""
-        n = self._batch
+        n = self.batch
         # What holds samples has an axis for them, alone or merged with another one.
         if n == 1 or not any(x.shape) or not any(extent % n == 0 for extent in x.shape):
             return ""
@@ -328,9 +317,9 @@ class Record:
         )
 
     def check_state(self) -> None:
-        """Refuse models that hand values of one call on to the next."""
-        held = _tensor_attributes(self._model) if self._used_attributes else {}
-        for name, x in held.values():
+        """Refuse models that keep values of one call for the next."""
+        held = self.held.attributes_now() if self._used_attributes else {}
+        for name, x in held.items():
             if name in self._used_attributes and not self.node(x).is_constant:
                 raise NotImplementedError(
                     f"{name!r} is read and then overwritten with values that depend on "
@@ -338,6 +327,10 @@ class Record:
                     "one batch would explain another. Reset the state in `forward`, or "
                     "wrap the stateful part in a module and name it in `layers=`."
                 )
+
+    def refine(self, call: Call, labels: list[Labels]) -> list[Labels]:
+        """Labels of the results of a call, as they are to be kept."""
+        return labels
 
 
 def _overlaid(
@@ -376,17 +369,3 @@ def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _memory(x: Tensor) -> int | None:
     return x.untyped_storage()._cdata if x.layout == torch.strided else None
-
-
-def _tensor_attributes(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
-    """The tensors that the model's modules hold besides parameters, by id."""
-    found = {}
-    for prefix, module in model.named_modules():
-        held = {k: v for k, v in vars(module).items() if k not in _BARE}
-        for key, value in (*held.items(), *module._buffers.items()):
-            for t in tensors_in(value):
-                found[id(t)] = (f"{prefix}.{key}".lstrip("."), t)
-    return found
-
-
-_BARE = frozenset(vars(nn.Module()))

@@ -21,7 +21,7 @@ with an error that names the layer and the cause.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,122 +29,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
-from captum_nif.tracing.layer_types import layer_type_of
 from captum_nif.tracing.record import Nodes, Record, Visit
 from captum_nif.tracing.recorder import LayerVisit, Recorder
+from captum_nif.tracing.selection import Layers, Selection, find_layers, select
 from captum_nif.tracing.undisturbed import undisturbed
 
 __all__ = ["Structure", "Trace", "find_layers", "run_watched", "trace"]
-
-
-def find_layers(
-    model: nn.Module, layers: Sequence[str | nn.Module] | None = None
-) -> dict[nn.Module, str]:
-    """The modules that are layers, with their paths in the model.
-
-    Args:
-        model (Module): the network.
-        layers (Sequence of str or Module, optional): the modules to take as layers, by
-            path or by object. Default: every module of :data:`LAYER_TYPES`.
-
-    Returns:
-        dict of Module to str: in the order of ``model.named_modules()``.
-
-    Raises:
-        TypeError: if ``model`` is no module, or an entry of ``layers`` of another type.
-        ValueError: if an entry of ``layers`` is not in the model or lies in another.
-        NotImplementedError: if the model cannot be hooked (scripted, compiled, ...).
-    """
-    _refuse_opaque(model)
-    paths = {module: path or "model" for path, module in model.named_modules()}
-    if layers is None:
-        found = {module for module in paths if layer_type_of(module) is not None}
-        # what lies inside a layer, as an attention's projection, is part of it
-        found -= {m for outer in found for m in outer.modules() if m is not outer}
-        return {m: path for m, path in paths.items() if m in found}
-    if isinstance(layers, (str, nn.Module)) or not isinstance(layers, Sequence):
-        raise TypeError(
-            f"`layers` must be a list of module names or modules, got {layers!r}."
-        )
-    chosen = [_resolve(layer, model) for layer in layers]
-    if not chosen:
-        raise ValueError("`layers` is empty: name at least one layer, or pass None.")
-    for outer in chosen:
-        for inner in outer.modules():
-            if inner is not outer and inner in chosen:
-                raise ValueError(
-                    f"The layer {paths[inner]!r} lies inside the layer "
-                    f"{paths[outer]!r}: name one of them."
-                )
-    return {m: path for m, path in paths.items() if m in chosen}
-
-
-def _resolve(layer: str | nn.Module, model: nn.Module) -> nn.Module:
-    # a module shared by two parents answers to both paths
-    paths: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-    if isinstance(layer, nn.Module):
-        if not any(layer is module for module in paths.values()):
-            raise ValueError(
-                f"The layer {type(layer).__name__} given in `layers` is not part of "
-                "the model."
-            )
-        return layer
-    if not isinstance(layer, str):
-        raise TypeError(
-            f"A layer must be a module name or a module, got {type(layer).__name__}."
-        )
-    if layer == "model" and layer not in paths:  # the name of the whole in the graph
-        return model
-    if not layer or layer not in paths:
-        names = [path for path in paths if path]
-        known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise ValueError(
-            f"The model has no module {layer!r}; its modules are: {known or 'none'}."
-        )
-    return paths[layer]
-
-
-def _refuse_opaque(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            "NIF follows values from layer to layer, so it needs the network itself, a "
-            f"torch.nn.Module; got {type(model).__name__}. Wrap a function in a Module "
-            "whose `forward` calls it."
-        )
-    for path, module in model.named_modules():
-        name = f"{path or 'the model'} ({type(module).__name__})"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise NotImplementedError(
-                f"{name} is a scripted or traced module, which layer hooks cannot see "
-                "into: pass the original Python module."
-            )
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or hasattr(module, "_orig_mod"):
-            raise NotImplementedError(
-                f"{name} is compiled, and layer hooks would be compiled away: pass the "
-                "original module (`compiled._orig_mod`)."
-            )
-        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
-            raise NotImplementedError(
-                f"{name} runs its replicas in threads on several devices: pass the "
-                "wrapped module (`parallel.module`)."
-            )
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and (
-            module.has_uninitialized_params()  # type: ignore[misc]
-        ):
-            raise ValueError(
-                f"{name} has uninitialised parameters: run the model once on a batch."
-            )
-
-
-# --- running --------------------------------------------------------------------------
 
 
 def trace(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     extra: tuple[Any, ...] = (),
-    layers: Sequence[str | nn.Module] | None = None,
+    layers: Layers = None,
     nodes: Nodes = "channel",
     overrides: Mapping[int, Tensor] | None = None,
     visits: Mapping[int, Visit] | None = None,
@@ -155,7 +52,7 @@ def trace(
         model (Module): the network, called as ``model(*inputs, *extra)``.
         inputs (tuple of Tensor): batches, samples along axis 0.
         extra (tuple): further arguments; constants, not nodes.
-        layers (Sequence of str or Module, optional): see :func:`find_layers`.
+        layers (list or dict or str, optional): see :func:`find_layers`.
         nodes (str): the nodes of a hidden layer: ``"channel"``, averaged over places,
             or ``"neuron"``, every element.
         overrides (Mapping, optional): other values, [N, channels * places], that are
@@ -189,11 +86,12 @@ def trace(
         >>> found.values["0"].shape, bool((found.values["0"] >= 0).all())
         (torch.Size([5, 3]), True)
     """
+    selection = select(model, layers)
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.no_grad():
         # copies: fresh tensors that in-place operations of the model may overwrite
         copies = tuple(x.detach().clone() for x in inputs)
-        dataflow = _followed(model, copies, extra, layers, nodes, overrides, visits)
+        dataflow = _followed(model, copies, extra, selection, nodes, overrides, visits)
         return dataflow.trace(inputs)
 
 
@@ -201,7 +99,7 @@ def run_watched(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     extra: tuple[Any, ...],
-    layers: Sequence[str | nn.Module] | None,
+    layers: Layers,
     visits: Mapping[int, Visit],
     on_layer: LayerVisit | None = None,
 ) -> tuple[Tensor, Trace]:
@@ -222,11 +120,12 @@ def run_watched(
         Tensor and Trace: what the model returned, attached to the inputs, and what
         :func:`trace` gives.
     """
+    selection = select(model, layers)
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         copies = tuple(x.clone() for x in inputs)
         dataflow = _followed(
-            model, copies, extra, layers, "channel", None, visits, on_layer
+            model, copies, extra, selection, "channel", None, visits, on_layer
         )
         return dataflow.output, dataflow.trace(inputs)
 
@@ -235,19 +134,17 @@ def _followed(
     model: nn.Module,
     copies: tuple[Tensor, ...],
     extra: tuple[Any, ...],
-    layers: Sequence[str | nn.Module] | None,
+    selection: Selection,
     nodes: Nodes,
     overrides: Mapping[int, Tensor] | None,
     visits: Mapping[int, Visit] | None,
     on_layer: LayerVisit | None = None,
 ) -> Dataflow:
     """Runs a model under a recorder; see :func:`trace`."""
-    modules = find_layers(model, layers)
     constants = tree_map(_copied, extra)
     leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
     record = Record(model, copies, leaves, nodes, overrides, visits)
-    strict = layers is None
-    with Recorder(record, modules, strict, on_layer=on_layer):
+    with Recorder(record, selection, on_layer):
         output = model(*copies, *constants)
     if not isinstance(output, Tensor):
         raise TypeError(
@@ -257,8 +154,7 @@ def _followed(
     record.check_state()
     record.settle(output)
     dataflow = Dataflow(record, output)
-    if layers is not None:
-        _check_all_used(modules, dataflow)
+    _check_all_used(selection, dataflow)
     return dataflow
 
 
@@ -285,10 +181,10 @@ def _check_inputs(inputs: tuple[Tensor, ...]) -> None:
             )
 
 
-def _check_all_used(modules: Mapping[nn.Module, str], dataflow: Dataflow) -> None:
+def _check_all_used(selection: Selection, dataflow: Dataflow) -> None:
     used = {source.call.path for source in dataflow.sources if source.call}
-    for path in modules.values():
-        if path not in used:
+    for module in selection.named:
+        if (path := selection.paths[module]) not in used:
             raise ValueError(
                 f"The layer {path!r} has no part in the model's output for these "
                 "inputs: it was not called, or its result was not used."
