@@ -273,7 +273,7 @@ class HybridFlow:
     def with_pvalues(
         self,
         graph: FlowGraph,
-        draws: int | None = None,
+        n_permutations: int | None = None,
         advance: Advance = ignore_progress,
     ) -> FlowGraph:
         """Refused: what is tested is information."""

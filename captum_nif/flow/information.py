@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 from captum_nif.estimators import Prepared
 from captum_nif.flow.feature_groups import FeatureGroups
 from captum_nif.flow.link_weights import LinkRule
-from captum_nif.flow.significance import link_pvalues
+from captum_nif.flow.permutation_test import link_pvalues
 from captum_nif.graph.elements import Layer, Link, sorted_sparse
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.graph.path_sums import Normalization, backward_sums
@@ -142,7 +142,7 @@ class Flow:
     def with_pvalues(
         self,
         graph: FlowGraph,
-        draws: int | None = None,
+        n_permutations: int | None = None,
         advance: Advance = ignore_progress,
     ) -> FlowGraph:
         """A population graph of this flow, with the p-values of its links.
@@ -152,7 +152,8 @@ class Flow:
 
         Args:
             graph (FlowGraph): as :meth:`population_graph` gave it.
-            draws (int, optional): null values in a table; by default, by the links.
+            n_permutations (int, optional): null values in a table; by default, by the
+                links.
             advance (Callable): called once per link.
         """
         links = []
@@ -161,7 +162,7 @@ class Flow:
                 self.rule.estimator,
                 self.passed_on[link.source],
                 self.values[link.target],
-                draws=draws,
+                n_permutations=n_permutations,
             )
             connected = link.weight.to_dense() != 0
             links.append(replace(link, pvalue=torch.where(connected, pvalue, 1.0)))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, SupportsIndex
 import torch
 from torch import Tensor
 
-from captum_nif.flow.significance import check_level, false_discovery
+from captum_nif._messages import renamed_argument
 from captum_nif.graph.elements import Layer, Link, sorted_sparse
+from captum_nif.graph.false_discovery import check_fdr, false_discovery
 from captum_nif.graph.path_sums import (
     Normalization,
     at_least_single,
@@ -315,7 +316,7 @@ class FlowGraph:
     def adjusted_pvalues(self) -> dict[tuple[str, str], Tensor]:
         r"""Adjusts the p-values of all pairs of nodes in the graph for their number.
 
-        See :func:`~captum_nif.flow.significance.false_discovery`. Pairs that are no
+        See :func:`~captum_nif.graph.false_discovery.false_discovery`. Pairs that are no
         connection, as where :meth:`top` dropped it, count with the rest: choosing
         links by their strength does not make the rest more significant.
 
@@ -335,23 +336,24 @@ class FlowGraph:
         ends = (link.ends for link in self.links)
         return dict(zip(ends, false_discovery(pvalues), strict=True))
 
-    def significant(self, level: float = 0.05) -> FlowGraph:
+    @renamed_argument("level", "fdr")
+    def significant(self, fdr: float = 0.05) -> FlowGraph:
         r"""Keeps the links that tell two nodes apart from independent ones.
 
-        Of the links kept, at most a share ``level`` is to be expected to run between
+        Of the links kept, at most a share ``fdr`` is to be expected to run between
         independent nodes (the false discovery rate). With many samples weak flow is
         significant as well, so this does not say which links matter: see :meth:`top`.
 
         Args:
-            level (float, optional): The false discovery rate, between 0 and 1.
+            fdr (float, optional): The false discovery rate, between 0 and 1.
                 Default: ``0.05``
 
         Returns:
             FlowGraph: The same layers and links, p-values included; weights whose
-            adjusted p-value exceeds ``level`` are 0 (in a sparse weight, are gone).
+            adjusted p-value exceeds ``fdr`` are 0 (in a sparse weight, are gone).
 
         Raises:
-            TypeError: If ``level`` is no number.
+            TypeError: If ``fdr`` is no number.
             ValueError: If it is not between 0 and 1, or a link has no p-values.
 
         Examples::
@@ -363,13 +365,10 @@ class FlowGraph:
             tensor([[0.5000],
                     [0.0000]])
         """
-        check_level(level)
+        check_fdr(fdr)
         adjusted = self.adjusted_pvalues()
         return self._with_weights(
-            {
-                link.ends: _where(adjusted[link.ends] <= level, link)
-                for link in self.links
-            }
+            {link.ends: _where(adjusted[link.ends] <= fdr, link) for link in self.links}
         )
 
     def to_networkx(self) -> nx.DiGraph[tuple[str, int]]:
