@@ -60,10 +60,11 @@ class Layout:
         flat = flat.reshape(moved.shape)
         axes = self._axes(x.dim())
         back = [axes.index(d) for d in range(len(axes))]
-        return flat.permute(back).reshape(x.shape)
+        ungrouped: Tensor = flat.permute(back).reshape(x.shape)
+        return ungrouped
 
     def _moved(self, x: Tensor) -> Tensor:
-        split = x.unflatten(self.axis, (self.before, -1, self.after))
+        split: Tensor = x.unflatten(self.axis, (self.before, -1, self.after))
         return split.permute(self._axes(x.dim()))
 
     def _axes(self, rank: int) -> list[int]:
@@ -94,7 +95,7 @@ class Positions:
         return x.flatten()[self.order].view(self.samples, self.count, -1)
 
     def ungroup(self, grouped: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`Layout.ungroup`; what has no sample or channel is that of ``x``."""
+        """See :meth:`Layout.ungroup`; what is of no sample or channel is as in ``x``."""
         flat = x.flatten().index_put((self.order,), grouped.flatten().to(x.dtype))
         return flat.view(x.shape)
 
