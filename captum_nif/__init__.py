@@ -19,11 +19,13 @@ from captum_nif.plotting.flow_figure import plot_flow
 from captum_nif.plotting.heatmaps import plot_attribution_matrix, plot_saliency
 from captum_nif.plotting.page import save_html, to_html
 from captum_nif.pruning import CurveRow, plot_pruning_curve, prune, pruning_curve
+from captum_nif.tracing.calling import Constant
 from captum_nif.tracing.tracer import Structure, Trace, trace
 
 __all__ = [
     "EDGE",
     "MINE",
+    "Constant",
     "CurveRow",
     "FlowGraph",
     "GaussianCopula",
