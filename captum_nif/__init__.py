@@ -9,7 +9,7 @@ from captum_nif.estimators import (
     PMIEstimator,
     Prepared,
 )
-from captum_nif.flow.significance import link_pvalues
+from captum_nif.flow.permutation_test import link_pvalues
 from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
 from captum_nif.network.centrality import betweenness_centrality
 from captum_nif.network.community import communities, gamma_sweep, modularity

@@ -25,6 +25,7 @@ from captum_nif.flow.checks import (
 from captum_nif.flow.feature_groups import FeatureGroups, feature_groups
 from captum_nif.flow.independent_inputs import draw, max_draws
 from captum_nif.flow.information import Advance, Flow, ignore_progress
+from captum_nif.flow.jackknife import jackknife, leave_groups_out
 from captum_nif.flow.options import Options
 from captum_nif.flow.path_analysis import CorrelationFlow
 from captum_nif.flow.population import (
@@ -35,7 +36,6 @@ from captum_nif.flow.population import (
     run_population,
 )
 from captum_nif.flow.receptive_fields import receptive_fields
-from captum_nif.flow.significance import jackknife, leave_groups_out
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.path_sums import Normalization
 from captum_nif.tracing.record import Nodes

@@ -273,7 +273,7 @@ class HybridFlow:
     def with_pvalues(
         self,
         graph: FlowGraph,
-        draws: int | None = None,
+        n_permutations: int | None = None,
         advance: Advance = ignore_progress,
     ) -> FlowGraph:
         """Refused: what is tested is information."""
@@ -374,7 +374,7 @@ class HybridFlow:
             if b in needed:
                 nothing = torch.zeros(sizes[a], sizes[b], dtype=torch.float64)
                 links.append(Link(a, b, flows.get((a, b), nothing)))
-        return FlowGraph(layers, links)
+        return FlowGraph(layers, links, "units of the target")
 
     def unit_flow(
         self,

@@ -291,13 +291,11 @@ class HybridPass:
         if labels.in_order():
             averaged = self._mean(gradient)
         else:
-            order = labels.order(rows, channels)
-            if order is None:  # its samples are not told apart by channel
+            arrangement = labels.arrangement(rows, channels)
+            if arrangement is None:  # its samples are not told apart by channel
                 return gradient
-            averaged = gradient.clone(memory_format=torch.contiguous_format)
-            flat = averaged.view(-1)
-            grouped = flat[order].view(rows, -1)
-            flat[order] = self._mean(grouped).flatten()
+            grouped = self._mean(arrangement.group(gradient))
+            averaged = arrangement.ungroup(grouped, gradient)
         if self._slopes is not None and name is not None:
             grouped = _grouped(averaged, labels, rows, channels)
             one = grouped[: self._m * self._s]
@@ -312,11 +310,8 @@ class HybridPass:
         parts = hybrids.reshape(shape)
         mean = parts.mean(1, keepdim=True, dtype=_at_least_single(x)).to(x.dtype)
         averaged = mean.expand_as(parts).reshape(hybrids.shape)
-        return (
-            averaged
-            if len(x) == len(hybrids)
-            else torch.cat([averaged, x[len(hybrids) :]])
-        )
+        rest = x[len(hybrids) :]
+        return torch.cat([averaged, rest]) if len(rest) else averaged
 
     def objective(self, nodes: Tensor) -> Tensor:
         """The value of one node of the end layer, of each hybrid of each sample.

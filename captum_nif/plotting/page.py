@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_nif._files import whole_or_nothing
-from captum_nif.flow.significance import check_level
+from captum_nif._messages import renamed_argument
 from captum_nif.graph.elements import Layer
+from captum_nif.graph.false_discovery import check_fdr
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.network.adjacency import dead_nodes, node_count, node_flows
 from captum_nif.network.centrality import betweenness_centrality
@@ -45,6 +46,7 @@ _PROMPT = 20_000  # links up to which five gammas take about a second
 _PATIENT = 200_000  # links up to which one does
 
 
+@renamed_argument("level", "fdr")
 def save_html(
     graph: FlowGraph | Mapping[str, FlowGraph],
     path: str | os.PathLike[str],
@@ -52,7 +54,7 @@ def save_html(
     title: str = "Neural information flow",
     gammas: Sequence[float] = GAMMAS,
     max_links: int = 100_000,
-    level: float = 0.05,
+    fdr: float = 0.05,
 ) -> None:
     r"""Writes flow graphs as one self-contained, interactive page.
 
@@ -77,7 +79,7 @@ def save_html(
             the strongest of each layer. The page says what it leaves out; numbers of
             nodes count everything.
             Default: ``100_000``
-        level (float, optional): The false discovery rate at which links are
+        fdr (float, optional): The false discovery rate at which links are
             significant, where they have p-values. Other links are faint, dashed on
             the strongest paths, and can be hidden, which leaves paths through them
             out; numbers count them, as they are not in ``graph.significant()``.
@@ -86,7 +88,7 @@ def save_html(
     Raises:
         TypeError: If something is no ``FlowGraph``.
         ValueError: If there is no graph, or no ``gamma``, if ``max_links`` is below 1,
-            if ``level`` is not between 0 and 1, or if the graphs have different layers.
+            if ``fdr`` is not between 0 and 1, or if the graphs have different layers.
         OSError: If the file cannot be written; nothing is left behind then.
 
     Examples::
@@ -98,18 +100,19 @@ def save_html(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_html({"population": graph}, f"{folder}/flow.html")
     """
-    page = to_html(graph, title=title, gammas=gammas, max_links=max_links, level=level)
+    page = to_html(graph, title=title, gammas=gammas, max_links=max_links, fdr=fdr)
     with whole_or_nothing(path) as file:
         file.write(page.encode())
 
 
+@renamed_argument("level", "fdr")
 def to_html(
     graph: FlowGraph | Mapping[str, FlowGraph],
     *,
     title: str = "Neural information flow",
     gammas: Sequence[float] = GAMMAS,
     max_links: int = 100_000,
-    level: float = 0.05,
+    fdr: float = 0.05,
 ) -> str:
     r"""Returns the page that :func:`save_html` writes.
 
@@ -118,7 +121,7 @@ def to_html(
         title (str, optional): As for :func:`save_html`.
         gammas (sequence of float, optional): As for :func:`save_html`.
         max_links (int, optional): As for :func:`save_html`.
-        level (float, optional): As for :func:`save_html`.
+        fdr (float, optional): As for :func:`save_html`.
 
     Returns:
         str: A document in HTML, to be encoded as UTF-8.
@@ -128,19 +131,19 @@ def to_html(
     """
     graphs = dict(graph) if isinstance(graph, Mapping) else {"population": graph}
     _check(graphs, gammas, max_links)
-    check_level(level)
+    check_fdr(fdr)
     some = next(iter(graphs.values()))
     data = {
         "title": title,
         "gammas": list(gammas),
-        "level": level,
+        "fdr": fdr,
         "palette": ["rgb({}, {}, {})".format(*colour) for colour in PALETTE],
         "layers": [
             _layer_data(layer, column)
             for layer, column in zip(some.layers, layer_columns(some), strict=True)
         ],
         "graphs": [
-            {"name": name, **_graph_data(each, gammas, max_links, level)}
+            {"name": name, **_graph_data(each, gammas, max_links, fdr)}
             for name, each in graphs.items()
         ],
     }
@@ -225,7 +228,7 @@ def _layer_data(layer: Layer, column: int) -> dict[str, Any]:
 
 
 def _graph_data(
-    graph: FlowGraph, gammas: Sequence[float], max_links: int, level: float
+    graph: FlowGraph, gammas: Sequence[float], max_links: int, fdr: float
 ) -> dict[str, Any]:
     links = connections(graph)
     flow_in, flow_out = node_flows(graph)
@@ -234,7 +237,7 @@ def _graph_data(
     middle = min(steps, key=lambda step: abs(np.log(step.gamma)))
     paths_in, paths_out = _path_sums(graph, links)
     kept = links.where(_by_rank(graph, links)[:max_links])
-    significant = graph.significant(level) if graph.has_pvalues else graph
+    significant = graph.significant(fdr) if graph.has_pvalues else graph
     insignificant = ~among(graph, kept, connections(significant))
     reached = layer_of_nodes(graph)[links.target]
     into = np.bincount(reached, np.abs(links.weight), len(graph.layers))
@@ -254,9 +257,7 @@ def _graph_data(
         "pathsOut": _rounded(paths_out),
         "communities": [_row(graph, step.partition).tolist() for step in steps],
         "modularity": _rounded(np.array([step.standard_modularity for step in steps])),
-        "summary": _summary_data(
-            summarize(graph, betweenness, middle.partition, level)
-        ),
+        "summary": _summary_data(summarize(graph, betweenness, middle.partition, fdr)),
     }
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from captum_nif.tracing.label_tensors import collapse, merge, on_axis
+from captum_nif.tracing.layout import Arrangement, Positions, layout_of
 from captum_nif.tracing.sources import NOTHING, Sources
 
 
@@ -65,25 +66,29 @@ class Labels:
         counted = torch.arange(1, self.shape[1] + 1, device=self.channels.device)
         return line is not None and torch.equal(line.flatten().long(), counted)
 
-    def order(self, n_rows: int, n_channels: int) -> Tensor | None:
-        """Flat positions that sort the elements by (sample, channel), or None.
+    def arrangement(self, n_rows: int, n_channels: int) -> Arrangement | None:
+        """How elements are reached by (sample, channel), or None.
 
         None when some pair does not appear as often as the others: such a tensor no
         longer holds every channel of every sample.
         """
         key = (n_rows, n_channels)
-        if key not in self._orders:
-            self._orders[key] = self._order(n_rows, n_channels)
-        return self._orders[key]
+        if key not in self._arrangements:
+            self._arrangements[key] = self._arrangement(n_rows, n_channels)
+        return self._arrangements[key]
 
     @cached_property
-    def _orders(self) -> dict[tuple[int, int], Tensor | None]:
+    def _arrangements(self) -> dict[tuple[int, int], Arrangement | None]:
         return {}
 
-    def _order(self, n_rows: int, n_channels: int) -> Tensor | None:
-        index = self.pairs(n_channels)
-        if index is None:
+    def _arrangement(self, n_rows: int, n_channels: int) -> Arrangement | None:
+        if self.rows is None or self.channels is None:
             return None
+        layout = layout_of(self.shape, self.rows, self.channels, n_rows, n_channels)
+        if layout is not None:
+            return layout
+        index = self.pairs(n_channels)
+        assert index is not None  # labels are known
         positions = torch.nonzero(index >= 0).flatten()
         index = index[positions]
         counts = torch.bincount(index, minlength=n_rows * n_channels)
@@ -91,7 +96,8 @@ class Labels:
             return None
         if counts[0] == 0:
             return None
-        return positions[torch.argsort(index, stable=True)]
+        order = positions[torch.argsort(index, stable=True)]
+        return Positions(order, n_rows, n_channels)
 
 
 def by_channel(
@@ -102,23 +108,15 @@ def by_channel(
     None when ``x`` does not hold every channel of every sample equally often. Within a
     channel they stand in the tensor's own order.
     """
-    if x.shape[:2] == (n_rows, n_channels) and labels.is_plain:
-        return x.reshape(n_rows, n_channels, -1)
-    order = labels.order(n_rows, n_channels)
-    if order is None:
-        return None
-    return x.flatten()[order].view(n_rows, n_channels, -1)
+    arrangement = labels.arrangement(n_rows, n_channels)
+    return None if arrangement is None else arrangement.group(x)
 
 
 def overwrite(x: Tensor, labels: Labels, grouped: Tensor) -> None:
     """Writes elements back where :func:`by_channel` found them, in place."""
-    if x.shape[:2] == grouped.shape[:2] and labels.is_plain:
-        x.copy_(grouped.reshape(x.shape))
-        return
-    order = labels.order(*grouped.shape[:2])
-    flat = x.flatten()
-    flat[order] = grouped.to(x.dtype).flatten()
-    x.copy_(flat.view(x.shape))
+    arrangement = labels.arrangement(*grouped.shape[:2])
+    assert arrangement is not None  # they were found
+    x.copy_(arrangement.ungroup(grouped, x))
 
 
 def average(grouped: Tensor) -> Tensor:
