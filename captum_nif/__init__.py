@@ -34,17 +34,26 @@ from captum_nif.plotting import (
     to_html,
 )
 from captum_nif.pruning import CurveRow, plot_pruning_curve, prune, pruning_curve
-from captum_nif.tracing import Structure, Trace, trace
+from captum_nif.tracing import (
+    Constant,
+    LayerType,
+    Structure,
+    Trace,
+    register_layer_type,
+    trace,
+)
 
 __all__ = [
     "EDGE",
     "MINE",
+    "Constant",
     "CurveRow",
     "FlowGraph",
     "GaussianCopula",
     "GraphSummary",
     "Layer",
     "LayerSummary",
+    "LayerType",
     "Link",
     "MixedKSG",
     "NIFAttribution",

@@ -25,6 +25,12 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Says more of an error that keeps its type and message (from Python 3.11 on)."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warns at the user's line: the first one outside this package and Captum."""
     level, frame = 1, sys._getframe()

@@ -261,16 +261,6 @@ def test_refused(case):
             ValueError,
             r"0 \(LazyLinear\) has uninitialized parameters",
         ),
-        (
-            lambda: Net(lambda m, x: (m.a(x), x), a=nn.Linear(4, 2)),
-            TypeError,
-            "must return one tensor, got tuple",
-        ),
-        (
-            lambda: Net(lambda m, x: {"logits": m.a(x)}, a=nn.Linear(4, 2)),
-            TypeError,
-            "must return one tensor, got dict",
-        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -38,7 +38,8 @@ def batches_of(
         background (Tensor, tuple of Tensor, or iterable): all samples at once, or an
             iterable of batches (tensors, tuples or lists of tensors) of which only the
             first ones, the model's inputs, are used.
-        extra (tuple): further arguments of the model; tensors follow the samples.
+        extra (tuple): further arguments of the model; tensors follow the samples, and
+            what is wrapped in a :class:`~captum_nif.Constant` does not.
         batch_size (int): samples in a batch, where all come at once.
         show_progress (bool): whether to draw a progress bar.
 
@@ -77,17 +78,24 @@ def cut(
             raise ValueError(
                 f"A tensor of shape {tuple(arg.shape)} in `additional_forward_args` "
                 f"does not follow the {n} samples of the inputs: its axis 0 must have "
-                "that size."
+                "that size. Wrap what is the same for all samples: `Constant(tensor)`."
             )
     for start in range(0, n, batch_size):
         part = slice(start, min(start + batch_size, n))
         yield (
             tuple(x[part] for x in inputs),
-            tuple(
-                arg[part] if isinstance(arg, Tensor) and arg.dim() else arg
-                for arg in extra
-            ),
+            rows_of(extra, part, n),
         )
+
+
+def rows_of(extra: tuple[Any, ...], part: slice, total: int) -> tuple[Any, ...]:
+    """Further arguments of some of the samples; only tensors of samples are cut."""
+    return tuple(
+        arg[part]
+        if isinstance(arg, Tensor) and arg.dim() and len(arg) == total
+        else arg
+        for arg in extra
+    )
 
 
 def _streamed(
@@ -104,7 +112,8 @@ def _streamed(
     if any(isinstance(arg, Tensor) and arg.dim() for arg in extra):
         raise ValueError(
             "`additional_forward_args` holds a tensor, which cannot be cut along with "
-            "a stream of batches: pass the background as a tuple of tensors."
+            "a stream of batches: pass the background as a tuple of tensors, or wrap "
+            "what is the same for all samples: `Constant(tensor)`."
         )
     for batch in background:
         tensors = (batch,) if isinstance(batch, Tensor) else batch

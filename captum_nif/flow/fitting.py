@@ -66,7 +66,7 @@ class Setup:
         """A background as basis; ``size`` samples at a time run through the model."""
         warn_if_training(self.model)
         batches = batches_of(self.model, background, extra, size, bar)
-        population = self._run(batches, "the background")
+        population = self._run(batches, "the background", is_watched=True)
         self._check_size(population, "The background")
         return Basis(population, self.flow(population, feature_mask, bar))
 
@@ -82,17 +82,18 @@ class Setup:
         check_inputs(self.model, samples, "the batch")
         check_own_population(samples)
         batches = cut(samples, extra, size)
-        population = self._run(batches, "the batch")
+        population = self._run(batches, "the batch", is_watched=True)
         self._check_size(population, "The batch")
         flow = self.flow(population, feature_mask)
         return Basis(population, flow, is_batch=self.options.sampling == "observed")
 
-    def _run(self, batches: Batches, what: str) -> Population:
+    def _run(self, batches: Batches, what: str, is_watched: bool = False) -> Population:
         # what is drawn are the values of neurons
         nodes: Nodes = (
             "neuron" if self.options.sampling == "independent" else self.options.nodes
         )
-        return run_population(self.model, batches, self.options.layers, what, nodes)
+        layers = self.options.layers
+        return run_population(self.model, batches, layers, what, nodes, is_watched)
 
     def _check_size(self, population: Population, what: str) -> None:
         """Refuses fewer samples than the estimator can work with."""

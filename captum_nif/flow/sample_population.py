@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_nif.flow.batches import Batches
+from captum_nif.flow.batches import Batches, rows_of
 from captum_nif.flow.checks import check_inputs, check_same
+from captum_nif.flow.disturbances import warn_if_disturbed
 from captum_nif.flow.hybrids import Hybrids
 from captum_nif.flow.population import Modules
 from captum_nif.graph.elements import Layer
@@ -110,13 +111,15 @@ def summarize_background(
         check_inputs(model, inputs, what)
         if first is None:  # to know where values are made
             few = tuple(x[:2] for x in inputs)
-            first = trace(model, few, _rows_of(extra, slice(2), len(inputs[0])), layers)
+            first = trace(model, few, rows_of(extra, slice(2), len(inputs[0])), layers)
         visits = {
             place: _Adder(name, value_sums, first.structure.layer(name).size)
             for name, place in first.made.items()
         }
         result = trace(model, inputs, extra, layers, visits=visits)
         check_same(first.structure, result.structure, what)
+        if not sums:
+            warn_if_disturbed(model, result, first)
         sums.append([x.double().sum(0, keepdim=True) for x in inputs])
         chosen.add(inputs, extra)
     if first is None:
@@ -374,7 +377,7 @@ def passes(
     total = len(samples[0])
     for start in range(0, total, step):
         part = slice(start, min(start + step, total))
-        yield part, tuple(x[part] for x in samples), _rows_of(extra, part, total)
+        yield part, tuple(x[part] for x in samples), rows_of(extra, part, total)
 
 
 def _by_channel(x: Tensor, node: Node, channels: int) -> Tensor:
@@ -389,16 +392,6 @@ def _grouped(x: Tensor, labels: Labels, rows: int, channels: int) -> Tensor:
     grouped = by_channel(x, labels, rows, channels)
     assert grouped is not None  # else the tracer would have taken another tensor
     return grouped
-
-
-def _rows_of(extra: tuple[Any, ...], part: slice, total: int) -> tuple[Any, ...]:
-    """Further arguments of some of the samples; only tensors of samples are cut."""
-    return tuple(
-        arg[part]
-        if isinstance(arg, Tensor) and arg.dim() and len(arg) == total
-        else arg
-        for arg in extra
-    )
 
 
 def repeated(extra: tuple[Any, ...], samples: int, times: int) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ values are not kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -43,6 +43,11 @@ class BlockRecord(Record):
             node = _seen_from_inside(outside)
             self._current[x] = node
         return node
+
+    def watch(
+        self, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> None:
+        """Nothing: the outer record watches all calls."""
 
     def settle(self, x: Tensor) -> None:
         """Nothing: inner values are not kept."""

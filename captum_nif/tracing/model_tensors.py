@@ -17,7 +17,7 @@ class ModelTensors:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         """Names of the parameters, by id."""
         self.attributes = _attributes(model)
@@ -33,13 +33,13 @@ class ModelTensors:
         if parametrized:
             return path
         path, _, _ = parameter.rpartition(".")
-        module = self._model.get_submodule(path)
+        module = self.model.get_submodule(path)
         matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         return path if path and len(matrices) == 1 else parameter
 
     def attributes_now(self) -> dict[str, Tensor]:
         """The tensors besides parameters that the modules hold by now, by name."""
-        return dict(_attributes(self._model).values())
+        return dict(_attributes(self.model).values())
 
 
 def _attributes(model: nn.Module) -> dict[int, tuple[str, Tensor]]:

@@ -17,6 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_nif.tracing.disturbances import (
+    batch_statistics_error,
+    draws,
+    running_module,
+    takes_batch_statistics,
+)
 from captum_nif.tracing.functions import Call
 from captum_nif.tracing.label_tensors import rewritten
 from captum_nif.tracing.model_tensors import ModelTensors
@@ -30,6 +36,7 @@ from captum_nif.tracing.origins import (
     untraceable,
 )
 from captum_nif.tracing.sources import Sources, moved, uniform
+from captum_nif.tracing.undisturbed import is_stochastic
 
 Nodes = Literal["channel", "neuron"]
 
@@ -147,6 +154,7 @@ class Record:
     ) -> None:
         self.sources: list[Source] = []
         self.order: list[Node] = []
+        self.chance: dict[str, None] = {}  # what draws random numbers, in order
         self.held = ModelTensors(model)
         self._nodes = nodes
         self._overrides = overrides or {}
@@ -327,6 +335,19 @@ class Record:
                     "one batch would explain another. Reset the state in `forward`, or "
                     "wrap the stateful part in a module and name it in `layers=`."
                 )
+
+    def watch(
+        self, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> None:
+        """Note a call that draws random numbers, refuse one that mixes samples."""
+        mixes = takes_batch_statistics(name, args, kwargs)
+        if not mixes and not draws(name, args, kwargs):
+            return
+        module, where = running_module(self.held.model)
+        if mixes and not module.training:
+            raise batch_statistics_error(name, where)
+        if not mixes or not is_stochastic(module):
+            self.chance[f"`{name}` in {where}"] = None
 
     def refine(self, call: Call, labels: list[Labels]) -> list[Labels]:
         """Labels of the results of a call, as they are to be kept."""

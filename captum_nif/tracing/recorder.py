@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from captum_nif.tracing.blocks import BlockRecord
+from captum_nif.tracing.disturbances import WATCHED
 from captum_nif.tracing.function_layers import function_layer
 from captum_nif.tracing.functions import (
     KEEPING,
@@ -236,6 +237,8 @@ class Recorder(TorchFunctionMode):
         name = function_name(func)
         if name in MIXING_FUNCTIONS:
             self._mixed.append(name)
+        if name in WATCHED:
+            self.record.watch(name, args, kwargs)
         if self._depth:
             self._peek(tensors)
             return func(*args, **kwargs)

@@ -15,6 +15,13 @@ Layers = str | Sequence[str | nn.Module] | Mapping[Any, int | None] | None
 """What users may say of layers; see :func:`find_layers`."""
 
 
+def copied(layers: Layers) -> Layers:
+    """What users said of layers, whatever they do later to the list or dict."""
+    if layers is None or isinstance(layers, str):
+        return layers
+    return dict(layers) if isinstance(layers, Mapping) else tuple(layers)
+
+
 @dataclass(frozen=True)
 class Selection:
     """The modules that are layers.

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from captum_nif.tracing.calling import explained_tensor, unwrapped
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.record import Nodes, Record, Visit
 from captum_nif.tracing.recorder import LayerVisit, Recorder
@@ -51,7 +52,8 @@ def trace(
     Args:
         model (Module): the network, called as ``model(*inputs, *extra)``.
         inputs (tuple of Tensor): batches, samples along axis 0.
-        extra (tuple): further arguments; constants, not nodes.
+        extra (tuple): further arguments; constants, not nodes. What is wrapped in a
+            :class:`~captum_nif.Constant` is passed on as it is.
         layers (list or dict or str, optional): see :func:`find_layers`.
         nodes (str): the nodes of a hidden layer: ``"channel"``, averaged over places,
             or ``"neuron"``, every element.
@@ -68,7 +70,8 @@ def trace(
         dropout, leave torch's random state as it was.
 
     Raises:
-        TypeError: if the model returns anything but a tensor.
+        TypeError: if it cannot be told which of the tensors that the model returns is
+            its output; see :func:`~captum_nif.tracing.calling.explained_tensor`.
         ValueError: if a layer named by the user takes no part in the output.
         NotImplementedError: if a layer or the output reads a tensor that cannot be
             followed; the message names the layer and the cause.
@@ -141,16 +144,11 @@ def _followed(
     on_layer: LayerVisit | None = None,
 ) -> Dataflow:
     """Runs a model under a recorder; see :func:`trace`."""
-    constants = tree_map(_copied, extra)
+    constants = tree_map(_copied, unwrapped(extra))
     leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
     record = Record(model, copies, leaves, nodes, overrides, visits)
     with Recorder(record, selection, on_layer):
-        output = model(*copies, *constants)
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"The model must return one tensor, got {type(output).__name__}: wrap it "
-            "in a Module that returns the tensor to be explained."
-        )
+        output = explained_tensor(model(*copies, *constants))
     record.check_state()
     record.settle(output)
     dataflow = Dataflow(record, output)
