@@ -94,7 +94,7 @@ class Positions:
         return x.flatten()[self.order].view(self.samples, self.count, -1)
 
     def ungroup(self, grouped: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`Layout.ungroup`; what has no sample or channel is that of ``x``."""
+        """See :meth:`Layout.ungroup`; what is of no sample or channel stays."""
         flat = x.flatten().index_put((self.order,), grouped.flatten().to(x.dtype))
         return flat.view(x.shape)
 

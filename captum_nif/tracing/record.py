@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_nif.tracing.functions import tensors_in
+from captum_nif.tracing.functions import distinct, memory_of, tensors_in
 from captum_nif.tracing.label_tensors import rewritten
 from captum_nif.tracing.origins import (
     Labels,
@@ -146,11 +146,19 @@ class Record:
     ) -> None:
         self.sources: list[Source] = []
         self.order: list[Node] = []
-        self._model = model
+        self.made_by: list[tuple[int, int]] = []
+        """For each of these the number of the call that made it, and which of its
+        results it was; -1 for inputs and for what was written through another."""
+        self.calls: list[str] = []
+        """Names of functions between layers and of layers, as they returned."""
+        self.moves_by_values = False
+        """Whether elements were moved to where values say."""
+        self._making: Sequence[Tensor] = ()
+        self.model = model
         self._nodes = nodes
         self._overrides = overrides or {}
         self._visits = visits or {}
-        self._batch = inputs[0].shape[0]
+        self.batch = inputs[0].shape[0]
         self._current = WeakTensorKeyDictionary()  # the last version of each tensor
         self._weights = {id(p): name for name, p in model.named_parameters()}
         self._attributes = _tensor_attributes(model)
@@ -189,15 +197,22 @@ class Record:
         self._current[x] = node
         if node is not CONSTANT:
             self.order.append(node)
+            which = (i for i, t in enumerate(self._making) if t is x)
+            self.made_by.append((len(self.calls) - 1, next(which, -1)))
             position = len(self.order) - 1
             if position in self._overrides:
                 self._override(x, node, self._overrides[position])
             if position in self._visits:
                 self._visits[position](x, node)
 
+    def happened(self, name: str, made: Sequence[Tensor]) -> None:
+        """A call returned, whose results are about to be added."""
+        self.calls.append(name)
+        self._making = made
+
     def isolate(self, output: Tensor, taken: Sequence[Tensor]) -> Tensor:
         """What a layer returned, with memory of its own where it may be overwritten."""
-        shared = any(_memory(output) == _memory(t) for t in taken)
+        shared = any(memory_of(output) == memory_of(t) for t in taken)
         return output.clone() if self._overrides and shared else output
 
     def _override(self, x: Tensor, node: Node, values: Tensor) -> None:
@@ -210,7 +225,7 @@ class Record:
                 "before: a value that is to be overridden is not there."
             )
         assert node.labels is not None
-        grouped = values.view(self._batch, source.size, -1)
+        grouped = values.view(self.batch, source.size, -1)
         try:
             overwrite(x, node.labels, grouped)
         except RuntimeError as error:
@@ -230,7 +245,7 @@ class Record:
         node.is_settled = True
         if node.labels.channels is None or x.is_complex():
             return
-        grouped = by_channel(x.detach(), node.labels, self._batch, source.size)
+        grouped = by_channel(x.detach(), node.labels, self.batch, source.size)
         if grouped is None:
             return
         if self._nodes == "channel" or grouped.shape[-1] == 1:
@@ -267,10 +282,10 @@ class Record:
 
     def relatives(self, x: Tensor) -> list[Tensor]:
         """Other tensors that share the memory of ``x``."""
-        memory = _memory(x)
+        memory = memory_of(x)
         held = [t for _, t in self._attributes.values()]
         candidates = [*self._current.keys(), *held]
-        found = [t for t in candidates if t is not x and _memory(t) == memory]
+        found = [t for t in candidates if t is not x and memory_of(t) == memory]
         return distinct(found)
 
     def rewrite(self, relative: Tensor, written: Tensor) -> None:
@@ -311,13 +326,13 @@ class Record:
         if parametrized:
             return path
         path, _, _ = parameter.rpartition(".")
-        owner = self._model.get_submodule(path)
+        owner = self.model.get_submodule(path)
         matrices = [p for p in owner.parameters(recurse=False) if p.dim() > 1]
         return path if path and len(matrices) == 1 else parameter
 
     def unknown(self, x: Tensor) -> str:
         """Why a tensor that nothing traced has made cannot be read, if it may."""
-        n = self._batch
+        n = self.batch
         # What holds samples has an axis for them, alone or merged with another one.
         if n == 1 or not any(x.shape) or not any(extent % n == 0 for extent in x.shape):
             return ""
@@ -329,7 +344,7 @@ class Record:
 
     def check_state(self) -> None:
         """Refuse models that hand values of one call on to the next."""
-        held = _tensor_attributes(self._model) if self._used_attributes else {}
+        held = _tensor_attributes(self.model) if self._used_attributes else {}
         for name, x in held.values():
             if name in self._used_attributes and not self.node(x).is_constant:
                 raise NotImplementedError(
@@ -353,29 +368,6 @@ def _overlaid(
         channels = rewritten(relative, written, old.channels, new.channels)
     rows = rewritten(relative, written, old.rows, new.rows)
     return Labels(relative.shape, rows, channels, sources)
-
-
-def is_in(x: object, tensors: Sequence[Tensor]) -> bool:
-    """Whether ``x`` is one of the tensors, by identity."""
-    return any(x is t for t in tensors)
-
-
-def by_memory(tensors: Sequence[Tensor], first: Sequence[Tensor]) -> list[Tensor]:
-    """One of all that share memory: of those in ``first``, or the first of them."""
-    found: dict[object, Tensor] = {}
-    for t in (*(t for t in tensors if is_in(t, first)), *tensors):
-        memory = _memory(t)
-        found.setdefault(id(t) if memory is None else ("memory", memory), t)
-    return list(found.values())
-
-
-def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors without repetitions, by identity."""
-    return list({id(t): t for t in tensors}.values())
-
-
-def _memory(x: Tensor) -> int | None:
-    return x.untyped_storage()._cdata if x.layout == torch.strided else None
 
 
 def _tensor_attributes(model: nn.Module) -> dict[int, tuple[str, Tensor]]:

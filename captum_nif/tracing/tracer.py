@@ -30,11 +30,22 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.layer_types import layer_type_of
-from captum_nif.tracing.record import Nodes, Record, Visit
+from captum_nif.tracing.record import Node, Nodes, Record, Visit
 from captum_nif.tracing.recorder import LayerVisit, Recorder
+from captum_nif.tracing.replay import Replay, Script, Watched, script_of
 from captum_nif.tracing.undisturbed import undisturbed
 
-__all__ = ["Structure", "Trace", "find_layers", "run_watched", "trace"]
+__all__ = [
+    "Script",
+    "Structure",
+    "Trace",
+    "Watched",
+    "find_layers",
+    "rehearse",
+    "run_watched",
+    "trace",
+    "watch",
+]
 
 
 def find_layers(
@@ -189,12 +200,15 @@ def trace(
         >>> found.values["0"].shape, bool((found.values["0"] >= 0).all())
         (torch.Size([5, 3]), True)
     """
+    modules = find_layers(model, layers)
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.no_grad():
         # copies: fresh tensors that in-place operations of the model may overwrite
         copies = tuple(x.detach().clone() for x in inputs)
-        dataflow = _followed(model, copies, extra, layers, nodes, overrides, visits)
-        return dataflow.trace(inputs)
+        constants = tree_map(_copied, extra)
+        record = _new_record(model, copies, constants, nodes, overrides, visits)
+        strict = layers is None
+        return _followed(record, modules, copies, constants, strict).trace(inputs)
 
 
 def run_watched(
@@ -222,33 +236,132 @@ def run_watched(
         Tensor and Trace: what the model returned, attached to the inputs, and what
         :func:`trace` gives.
     """
+    modules = find_layers(model, layers)
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         copies = tuple(x.clone() for x in inputs)
-        dataflow = _followed(
-            model, copies, extra, layers, "channel", None, visits, on_layer
-        )
+        constants = tree_map(_copied, extra)
+        record = _new_record(model, copies, constants, "channel", None, visits)
+        strict = layers is None
+        dataflow = _followed(record, modules, copies, constants, strict, on_layer)
         return dataflow.output, dataflow.trace(inputs)
 
 
-def _followed(
+def rehearse(
     model: nn.Module,
-    copies: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    extra: tuple[Any, ...] = (),
+    layers: Sequence[str | nn.Module] | None = None,
+) -> tuple[Trace, Script | None]:
+    """Trace a model, and learn where to meet the values of its layers again.
+
+    Args:
+        model (Module): see :func:`trace`.
+        inputs (tuple of Tensor): see :func:`trace`; two samples are enough.
+        extra (tuple): see :func:`trace`.
+        layers (Sequence, optional): see :func:`trace`.
+
+    Returns:
+        Trace and Script: see :func:`trace` and :func:`watch`.
+    """
+    modules = find_layers(model, layers)
+    _check_inputs(inputs)
+    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+        leaves = [x.detach().clone() for x in inputs]
+        copies = tuple(
+            x.requires_grad_(x.is_floating_point()).clone() for x in leaves
+        )
+        constants = tree_map(_copied, extra)
+        record = _new_record(model, copies, constants)
+        strict = layers is None
+        dataflow = _followed(record, modules, copies, constants, strict)
+        found = dataflow.trace(inputs)
+        return found, script_of(record, found)
+
+
+def watch(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
     extra: tuple[Any, ...],
     layers: Sequence[str | nn.Module] | None,
-    nodes: Nodes,
-    overrides: Mapping[int, Tensor] | None,
-    visits: Mapping[int, Visit] | None,
+    looks: Mapping[int, Watched],
+    script: Script | None,
+    gradients: bool = True,
+) -> tuple[Tensor, Structure | None]:
+    """Run a model, and look at values of layers as they are made.
+
+    By its script, which costs next to nothing; or traced again, where there is no
+    script or the model takes another path. Then all looks are taken anew.
+
+    Args:
+        model (Module): see :func:`trace`.
+        inputs (tuple of Tensor): see :func:`trace`; gradients flow to those that
+            require them.
+        extra (tuple): see :func:`trace`.
+        layers (Sequence, optional): see :func:`trace`.
+        looks (Mapping): what to look at, by the position in :attr:`Trace.made` or
+            :attr:`Trace.results`.
+        script (Script, optional): from :func:`rehearse`.
+        gradients (bool): whether to record what gradients need.
+
+    Returns:
+        Tensor and Structure or None: what the model returned; and layers and links, if
+        it was traced.
+    """
+    modules = find_layers(model, layers)
+    _check_inputs(inputs)
+    strict = layers is None
+    mode = torch.enable_grad() if gradients else torch.no_grad()
+    with undisturbed(model), torch.inference_mode(False), mode:
+        if script is not None:
+            copies = tuple(x.clone() for x in inputs)
+            replay = Replay(script, modules, {at: w.look for at, w in looks.items()})
+            with replay:
+                output = model(*copies, *tree_map(_copied, extra))
+            if replay.has_followed and isinstance(output, Tensor):
+                return output, None
+            del output
+        copies = tuple(x.clone() for x in inputs)
+        constants = tree_map(_copied, extra)
+        n = len(inputs[0])
+        visits = {at: _visit(n, watched) for at, watched in looks.items()}
+        record = _new_record(model, copies, constants, "channel", None, visits)
+        dataflow = _followed(record, modules, copies, constants, strict)
+        return dataflow.output, dataflow.trace(inputs).structure
+
+
+def _visit(n: int, watched: Watched) -> Visit:
+    def visit(x: Tensor, node: Node) -> None:
+        labels = node.labels
+        known = None if labels is None else labels.arrangement(n, watched.channels)
+        watched.look(x, known)
+
+    return visit
+
+
+def _new_record(
+    model: nn.Module,
+    copies: tuple[Tensor, ...],
+    constants: tuple[Any, ...],
+    nodes: Nodes = "channel",
+    overrides: Mapping[int, Tensor] | None = None,
+    visits: Mapping[int, Visit] | None = None,
+) -> Record:
+    leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
+    return Record(model, copies, leaves, nodes, overrides, visits)
+
+
+def _followed(
+    record: Record,
+    modules: Mapping[nn.Module, str],
+    copies: tuple[Tensor, ...],
+    constants: tuple[Any, ...],
+    strict: bool,
     on_layer: LayerVisit | None = None,
 ) -> Dataflow:
     """Runs a model under a recorder; see :func:`trace`."""
-    modules = find_layers(model, layers)
-    constants = tree_map(_copied, extra)
-    leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
-    record = Record(model, copies, leaves, nodes, overrides, visits)
-    strict = layers is None
     with Recorder(record, modules, strict, on_layer=on_layer):
-        output = model(*copies, *constants)
+        output = record.model(*copies, *constants)
     if not isinstance(output, Tensor):
         raise TypeError(
             f"The model must return one tensor, got {type(output).__name__}: wrap it "
@@ -257,7 +370,7 @@ def _followed(
     record.check_state()
     record.settle(output)
     dataflow = Dataflow(record, output)
-    if layers is not None:
+    if not strict:
         _check_all_used(modules, dataflow)
     return dataflow
 
