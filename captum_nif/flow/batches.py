@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from captum_nif._blocks import blocks
 from captum_nif._captum import progress
 from captum_nif._messages import counted
 from captum_nif.flow.checks import check_sizes
@@ -79,15 +80,20 @@ def cut(
                 f"does not follow the {n} samples of the inputs: its axis 0 must have "
                 "that size."
             )
-    for start in range(0, n, batch_size):
-        part = slice(start, min(start + batch_size, n))
-        yield (
-            tuple(x[part] for x in inputs),
-            tuple(
-                arg[part] if isinstance(arg, Tensor) and arg.dim() else arg
-                for arg in extra
-            ),
-        )
+    for part in blocks(n, batch_size):
+        yield tuple(x[part] for x in inputs), rows_of(extra, part, n)
+
+
+def rows_of(
+    extra: tuple[Any, ...], part: slice | Tensor, total: int
+) -> tuple[Any, ...]:
+    """Further arguments of some of so many samples: tensors with axes follow them."""
+    return tuple(
+        arg[part.to(arg.device) if isinstance(part, Tensor) else part]
+        if isinstance(arg, Tensor) and arg.dim() and len(arg) == total
+        else arg
+        for arg in extra
+    )
 
 
 def _streamed(

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_nif.flow.backdrop import Backdrop
 from captum_nif.flow.basis import Question
 from captum_nif.flow.feature_groups import FeatureGroups
 from captum_nif.flow.hybrids import Hybrids, draw_hybrids
 from captum_nif.flow.information import Advance, Ends, ignore_progress
 from captum_nif.flow.link_flow import LinkPass
 from captum_nif.flow.options import Options
-from captum_nif.flow.sample_population import Backdrop, HybridPass, passes
+from captum_nif.flow.sample_population import HybridPass, passes
 from captum_nif.graph.elements import Link
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.graph.path_sums import Normalization

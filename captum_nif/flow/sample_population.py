@@ -23,164 +23,23 @@ of a channel. With averages at no layer this would be expected gradients (Erion 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_nif.flow.batches import Batches
-from captum_nif.flow.checks import check_inputs, check_same
+from captum_nif._blocks import blocks
+from captum_nif.flow.backdrop import Backdrop
+from captum_nif.flow.batches import cut
+from captum_nif.flow.checks import check_differentiable, check_same
 from captum_nif.flow.hybrids import Hybrids
 from captum_nif.flow.population import Modules
-from captum_nif.graph.elements import Layer
-from captum_nif.tracing.dataflow import Structure, Trace
-from captum_nif.tracing.origins import Labels, by_channel
-from captum_nif.tracing.record import Node
-from captum_nif.tracing.tracer import run_watched, trace
-
-MAX_ROWS = 1024
-"""Rows of the background that are kept to make hybrids of."""
-
-
-@dataclass(frozen=True)
-class Backdrop:
-    """What is kept of a background of N samples: means, and some of its rows.
-
-    Args:
-        structure (Structure): layers and links.
-        made (dict of int): see :class:`~captum_nif.tracing.dataflow.Trace`.
-        results (dict of int): see :class:`~captum_nif.tracing.dataflow.Trace`.
-        size (int): number of samples N.
-        rows (tuple of Tensor): by input, some samples, [rows, ...].
-        extra (tuple): the further arguments of the model for these samples.
-        kept (Tensor): their numbers among all samples, ascending, int64, [rows].
-        means (tuple of Tensor): by input the mean of all samples, float64, [1, ...].
-        value_means (dict of Tensor): by hidden layer the mean of its value, float64,
-            [channels, places].
-    """
-
-    structure: Structure
-    made: Mapping[str, int]
-    results: Mapping[str, int]
-    size: int
-    rows: tuple[Tensor, ...]
-    extra: tuple[Any, ...]
-    kept: Tensor
-    means: tuple[Tensor, ...]
-    value_means: Mapping[str, Tensor]
-
-    @property
-    def inputs(self) -> list[Layer]:
-        """The model's inputs."""
-        return [layer for layer in self.structure.layers if layer.kind == "input"]
-
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        """Of the model's inputs."""
-        return tuple(x.dtype for x in self.rows)
-
-
-def summarize_background(
-    model: nn.Module,
-    batches: Batches,
-    layers: Modules = None,
-    what: str = "the background",
-    seed: int = 0,
-) -> Backdrop:
-    """Streams a background through a model: one pass, of which means are kept.
-
-    Args:
-        model (Module): the network.
-        batches (iterable): pairs of the inputs and the further arguments of one call.
-        layers (sequence, optional): see :func:`captum_nif.tracing.find_layers`.
-        what (str): what the samples are called in messages.
-        seed (int): of the choice of rows that are kept.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: see
-            :func:`captum_nif.flow.population.run_population`.
-    """
-    chosen = _Reservoir(MAX_ROWS, seed)
-    value_sums: dict[str, Tensor] = {}
-    sums: list[list[Tensor]] = []  # by batch and input
-    first: Trace | None = None
-    for inputs, extra in batches:
-        check_inputs(model, inputs, what)
-        if first is None:  # to know where values are made
-            few = tuple(x[:2] for x in inputs)
-            first = trace(model, few, _rows_of(extra, slice(2), len(inputs[0])), layers)
-        visits = {
-            place: _Adder(name, value_sums, first.structure.layer(name).size)
-            for name, place in first.made.items()
-        }
-        result = trace(model, inputs, extra, layers, visits=visits)
-        check_same(first.structure, result.structure, what)
-        sums.append([x.double().sum(0, keepdim=True) for x in inputs])
-        chosen.add(inputs, extra)
-    if first is None:
-        raise ValueError(
-            f"{what.capitalize()} is empty: a sample is compared with its samples."
-        )
-    return Backdrop(
-        first.structure,
-        first.made,
-        first.results,
-        chosen.seen,
-        chosen.rows,
-        chosen.extra,
-        chosen.numbers,
-        tuple(torch.stack(x).sum(0) / chosen.seen for x in zip(*sums, strict=True)),
-        {name: x / chosen.seen for name, x in value_sums.items()},
-    )
-
-
-class _Adder:
-    """Adds up the values of a layer over samples, as they are made."""
-
-    def __init__(self, name: str, sums: dict[str, Tensor], channels: int) -> None:
-        self._name, self._sums, self._channels = name, sums, channels
-
-    def __call__(self, x: Tensor, node: Node) -> None:
-        values = _by_channel(x, node, self._channels).double().sum(0)
-        earlier = self._sums.get(self._name)
-        self._sums[self._name] = values if earlier is None else earlier + values
-
-
-class _Reservoir:
-    """A random choice of the rows of a stream, each equally likely."""
-
-    def __init__(self, most: int, seed: int) -> None:
-        self._most = most
-        self._generator = torch.Generator().manual_seed(seed)
-        self._keys = torch.empty(0, dtype=torch.float64)
-        self.numbers = torch.empty(0, dtype=torch.int64)
-        self.rows: tuple[Tensor, ...] = ()
-        self.extra: tuple[Any, ...] = ()
-        self.seen = 0
-
-    def add(self, inputs: tuple[Tensor, ...], extra: tuple[Any, ...]) -> None:
-        """Look at more rows, and at the arguments that follow them."""
-        count = len(inputs[0])
-        drawn = torch.rand(count, generator=self._generator, dtype=torch.float64)
-        keys = torch.cat([self._keys, drawn])
-        numbers = torch.cat([self.numbers, torch.arange(self.seen, self.seen + count)])
-        chosen = keys.topk(min(len(keys), self._most)).indices.sort().values
-        before = len(self._keys)
-
-        def joined(earlier: Any, later: Any) -> Any:
-            if not isinstance(later, Tensor) or not later.dim() or len(later) != count:
-                return later
-            if before:
-                later = torch.cat([earlier, later])
-            return later.detach()[chosen.to(later.device)]
-
-        none = [None] * len(extra)
-        self.rows = tuple(map(joined, self.rows or inputs, inputs))
-        self.extra = tuple(map(joined, self.extra or none, extra))
-        self._keys, self.numbers = keys[chosen], numbers[chosen]
-        self.seen += count
+from captum_nif.tracing.layout import Arrangement
+from captum_nif.tracing.replay import Watched
+from captum_nif.tracing.tracer import watch
 
 
 @dataclass
@@ -198,6 +57,51 @@ class Slopes:
     layers: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass
+class _Averages:
+    """What gradients go through on their way back: averages over hybrids.
+
+    The graph of a pass holds on to this, so this must not hold on to the graph.
+
+    Args:
+        count (int): hybrids of each sample, m.
+        blocks (int): m, and 1 more where the samples themselves run as well.
+        groups (int): into how many groups hybrids are split, averaged by themselves.
+        slopes (dict of Tensor or None): where slopes on the values of layers go.
+    """
+
+    count: int
+    blocks: int
+    groups: int = 1
+    slopes: dict[str, Tensor] | None = None
+
+    def of(
+        self, name: str | None, arrangement: Arrangement, gradient: Tensor
+    ) -> Tensor:
+        """A gradient, with the mean over its hybrids in the place of each.
+
+        Args:
+            name (str or None): the layer whose slopes this gradient gives.
+            arrangement (Arrangement): where samples are in it.
+            gradient (Tensor): of a value, or of what a layer computed.
+        """
+        cut_up = arrangement.blocks(gradient, self.blocks)
+        means = self.means(cut_up)
+        if self.slopes is not None and name is not None:
+            by_group = [arrangement.group_block(mean) for mean in means]
+            self.slopes[name] = torch.stack(by_group)
+        size = self.count // self.groups
+        averaged = means.to(gradient.dtype).repeat_interleave(size, dim=0)
+        rest = cut_up[self.count :]
+        averaged = torch.cat([averaged, rest]) if len(rest) else averaged
+        return arrangement.joined(averaged, gradient)
+
+    def means(self, by_block: Tensor) -> Tensor:
+        """Of each group of hybrids, [groups, ...], of a tensor [blocks, ...]."""
+        parts = by_block[: self.count].unflatten(0, (self.groups, -1))
+        return parts.mean(1, dtype=torch.promote_types(parts.dtype, torch.float32))
+
+
 class HybridPass:
     """One forward pass over the hybrids of some samples, and backward passes from it.
 
@@ -209,7 +113,12 @@ class HybridPass:
         samples (tuple of Tensor): by input, [S, ...].
         extra (tuple): further arguments of the model; tensors follow the samples.
         end (str, optional): the layer whose nodes are targets. Default: the output
-        with_samples (bool): run the samples themselves besides, after the hybrids.
+        with_samples (bool): run the samples themselves besides, after the hybrids, and
+            keep their values.
+
+    Raises:
+        RuntimeError: if the model has no gradients.
+        ValueError: if it takes another path than for the background.
     """
 
     def __init__(
@@ -223,97 +132,67 @@ class HybridPass:
         end: str | None = None,
         with_samples: bool = False,
     ) -> None:
-        self._m, self._s = hybrids.count, len(samples[0])
-        self._blocks = self._m + with_samples
-        self._groups = 1
-        self._slopes: dict[str, Tensor] | None = None
+        check_differentiable(model)
+        self._s = len(samples[0])
+        m = hybrids.count
+        self._averages = _Averages(m, m + with_samples)
         self._end = end or backdrop.structure.output.name
         self._targets: Tensor | None = None
+        self._keeps_values = with_samples
         self.values: dict[str, Tensor] = {}
+        """Of the samples themselves, by layer, [S, channels, places]."""
         mixed = hybrids.of(samples, backdrop.rows)
         if with_samples:
             mixed = tuple(
                 torch.cat([u, x]) for u, x in zip(mixed, samples, strict=True)
             )
-        self._leaves = tuple(
-            u.detach().requires_grad_(u.is_floating_point()) for u in mixed
+        with torch.inference_mode(False):  # tensors that gradients can flow to
+            self._leaves = tuple(
+                u.detach().clone().requires_grad_(u.is_floating_point()) for u in mixed
+            )
+        output, structure = watch(
+            model,
+            self._leaves,
+            repeated(extra, self._s, m + with_samples),
+            layers,
+            self._looks(backdrop),
+            backdrop.script,
         )
-        sizes = {layer.name: layer.size for layer in backdrop.structure.layers}
-        visits = {
-            place: self._average_at(sizes[name])
-            for name, place in backdrop.results.items()
-        }
-        visits |= {
-            place: self._watch(name, sizes[name])
-            for name, place in backdrop.made.items()
-        }
-        further = repeated(extra, self._s, self._blocks)
-        output, result = run_watched(model, self._leaves, further, layers, visits)
-        check_same(backdrop.structure, result.structure, "the samples")
-        self.output = output.reshape(self._blocks * self._s, -1)
+        if structure is not None:
+            check_same(backdrop.structure, structure, "the samples")
+        self.output = output.reshape(len(mixed[0]), -1)
         if self._end == backdrop.structure.output.name:
             self._targets = self.output
 
-    def _average_at(self, channels: int) -> Callable[[Tensor, Node], None]:
-        """Averages what flows back to what a layer computed."""
+    def _looks(self, backdrop: Backdrop) -> dict[int, Watched]:
+        """What is done at the results and values of layers, which may be the same."""
+        sizes = {layer.name: layer.size for layer in backdrop.structure.layers}
+        looks: dict[int, Watched] = {}
+        for name, position in backdrop.results.items():
+            looks[position] = Watched(sizes[name], self._meet_result)
+        for name, position in backdrop.made.items():
+            looks[position] = Watched(sizes[name], partial(self._meet_value, name))
+        return looks
 
-        def visit(x: Tensor, node: Node) -> None:
-            if x.requires_grad:
-                labels = node.labels
-                assert labels is not None
-                x.register_hook(lambda g: self._average(None, g, labels, channels))
+    def _meet_result(self, x: Tensor, arrangement: Arrangement | None) -> None:
+        if arrangement is not None:
+            self._average(None, x, arrangement)
 
-        return visit
+    def _meet_value(
+        self, name: str, x: Tensor, arrangement: Arrangement | None
+    ) -> None:
+        assert arrangement is not None  # values have channels
+        # At once, and copied: a model may overwrite the tensor.
+        if self._keeps_values:
+            own = arrangement.blocks(x.detach(), self._averages.blocks)[-1]
+            self.values[name] = arrangement.group_block(own).clone()
+        if name == self._end:
+            self._targets = arrangement.group(x).mean(-1)
+        self._average(name, x, arrangement)
 
-    def _watch(self, name: str, channels: int) -> Callable[[Tensor, Node], None]:
-        """Keeps a layer's value, and averages what flows back to it."""
-
-        def visit(x: Tensor, node: Node) -> None:
-            values = _by_channel(x, node, channels)
-            self.values[name] = values.detach()
-            if name == self._end:
-                self._targets = values.mean(-1)
-            if x.requires_grad:
-                labels = node.labels
-                assert labels is not None
-                x.register_hook(lambda g: self._average(name, g, labels, channels))
-
-        return visit
-
-    def _average(
-        self, name: str | None, gradient: Tensor, labels: Labels, channels: int
-    ) -> Tensor:
-        """The gradient with its mean over hybrids in the place of each."""
-        rows = self._blocks * self._s
-        if labels.in_order():
-            averaged = self._mean(gradient)
-        else:
-            order = labels.order(rows, channels)
-            if order is None:  # its samples are not told apart by channel
-                return gradient
-            averaged = gradient.clone(memory_format=torch.contiguous_format)
-            flat = averaged.view(-1)
-            grouped = flat[order].view(rows, -1)
-            flat[order] = self._mean(grouped).flatten()
-        if self._slopes is not None and name is not None:
-            grouped = _grouped(averaged, labels, rows, channels)
-            one = grouped[: self._m * self._s]
-            one = one.view(self._groups, -1, self._s, *one.shape[1:])[:, 0]
-            self._slopes[name] = one.clone()
-        return averaged
-
-    def _mean(self, x: Tensor) -> Tensor:
-        """Rows, [blocks * S, ...], averaged over the hybrids of each group."""
-        hybrids = x[: self._m * self._s]
-        shape = self._groups, self._m // self._groups, self._s, *x.shape[1:]
-        parts = hybrids.reshape(shape)
-        mean = parts.mean(1, keepdim=True, dtype=_at_least_single(x)).to(x.dtype)
-        averaged = mean.expand_as(parts).reshape(hybrids.shape)
-        return (
-            averaged
-            if len(x) == len(hybrids)
-            else torch.cat([averaged, x[len(hybrids) :]])
-        )
+    def _average(self, name: str | None, x: Tensor, arrangement: Arrangement) -> None:
+        if x.requires_grad:
+            x.register_hook(partial(self._averages.of, name, arrangement))
 
     def objective(self, nodes: Tensor) -> Tensor:
         """The value of one node of the end layer, of each hybrid of each sample.
@@ -322,7 +201,7 @@ class HybridPass:
             nodes (Tensor): the node of each sample, int64, [S].
         """
         assert self._targets is not None
-        index = nodes.to(self._targets.device).repeat(self._blocks)
+        index = nodes.to(self._targets.device).repeat(self._averages.blocks)
         return self._targets.gather(1, index[:, None])[:, 0]
 
     def slopes(
@@ -341,12 +220,18 @@ class HybridPass:
             keep (bool): keep what further passes need.
             units (bool): give the slopes on hidden nodes, too.
         """
-        self._groups, self._slopes = groups, {} if units else None
-        variables = [x for x in self._leaves if x.requires_grad]
+        if not objective.requires_grad:
+            raise RuntimeError(
+                "No gradient flows from the model's output back to its inputs: it "
+                "detaches, rounds, or computes under `torch.no_grad()`. Use "
+                "preset='gradient_free'."
+            )
+        averages = self._averages
+        averages.groups, averages.slopes = groups, {} if units else None
         with torch.inference_mode(False):
             found = torch.autograd.grad(
-                objective[: self._m * self._s].sum(),
-                variables,
+                objective[: averages.count * self._s].sum(),
+                [x for x in self._leaves if x.requires_grad],
                 retain_graph=keep,
                 allow_unused=True,
             )
@@ -354,14 +239,12 @@ class HybridPass:
         inputs = []
         for x in self._leaves:
             gradient = next(gradients) if x.requires_grad else None
-            shape = groups, self._m // groups, self._s, *x.shape[1:]
             if gradient is None:
                 inputs.append(x.new_zeros(groups, self._s, *x.shape[1:]).float())
-                continue
-            hybrids = gradient[: self._m * self._s].reshape(shape)
-            inputs.append(hybrids.mean(1, dtype=_at_least_single(gradient)))
-        slopes, self._slopes = self._slopes or {}, None
-        return Slopes(tuple(inputs), slopes)
+            else:
+                inputs.append(averages.means(gradient.unflatten(0, (-1, self._s))))
+        layers, averages.slopes = averages.slopes or {}, None
+        return Slopes(tuple(inputs), layers)
 
 
 def passes(
@@ -376,34 +259,9 @@ def passes(
     where they are more than that.
     """
     step = max(1, most // hybrids.count)
-    total = len(samples[0])
-    for start in range(0, total, step):
-        part = slice(start, min(start + step, total))
-        yield part, tuple(x[part] for x in samples), _rows_of(extra, part, total)
-
-
-def _by_channel(x: Tensor, node: Node, channels: int) -> Tensor:
-    """The value of a layer, [rows, channels, places]."""
-    assert node.labels is not None
-    assert node.labels.rows is not None
-    rows = int(node.labels.rows.max())
-    return _grouped(x, node.labels, rows, channels)
-
-
-def _grouped(x: Tensor, labels: Labels, rows: int, channels: int) -> Tensor:
-    grouped = by_channel(x, labels, rows, channels)
-    assert grouped is not None  # else the tracer would have taken another tensor
-    return grouped
-
-
-def _rows_of(extra: tuple[Any, ...], part: slice, total: int) -> tuple[Any, ...]:
-    """Further arguments of some of the samples; only tensors of samples are cut."""
-    return tuple(
-        arg[part]
-        if isinstance(arg, Tensor) and arg.dim() and len(arg) == total
-        else arg
-        for arg in extra
-    )
+    parts = blocks(len(samples[0]), step)
+    for part, (inputs, further) in zip(parts, cut(samples, extra, step), strict=True):
+        yield part, inputs, further
 
 
 def repeated(extra: tuple[Any, ...], samples: int, times: int) -> tuple[Any, ...]:
@@ -414,7 +272,3 @@ def repeated(extra: tuple[Any, ...], samples: int, times: int) -> tuple[Any, ...
         else arg
         for arg in extra
     )
-
-
-def _at_least_single(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

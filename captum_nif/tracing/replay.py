@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -121,16 +122,20 @@ class Replay(TorchFunctionMode):
         if self._hooks.is_of_this_thread:
             self._depth += 1
             if self._depth == 1:
-                self._taken = [(t, version(t)) for t in leaves_of((args, kwargs))]
+                with torch._C.DisableTorchFunction():  # hooks run inside the mode
+                    self._taken = [(t, version(t)) for t in leaves_of((args, kwargs))]
 
-    def _after(self, module: nn.Module, args: object, output: Any) -> object:
-        if not self._hooks.is_of_this_thread:
-            return None
-        self._depth -= 1
-        if self._depth:
-            return None
+    def _after(self, module: nn.Module, args: object, output: object) -> object:
+        if self._hooks.is_of_this_thread:
+            self._depth -= 1
+            if self._depth == 0:
+                with torch._C.DisableTorchFunction():
+                    return self._leave_layer(module, output)
+        return None
+
+    def _leave_layer(self, module: nn.Module, output: object) -> object:
         if isinstance(output, Tensor):
-            same = [v for t, v in self._taken if t is output]
+            same = [before for t, before in self._taken if t is output]
             if same and version(output) == same[0]:
                 output = output.view_as(output)  # an identity, as in tracing
         self._taken = []

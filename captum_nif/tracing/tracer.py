@@ -268,9 +268,7 @@ def rehearse(
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
         leaves = [x.detach().clone() for x in inputs]
-        copies = tuple(
-            x.requires_grad_(x.is_floating_point()).clone() for x in leaves
-        )
+        copies = tuple(x.requires_grad_(x.is_floating_point()).clone() for x in leaves)
         constants = tree_map(_copied, extra)
         record = _new_record(model, copies, constants)
         strict = layers is None
@@ -314,20 +312,26 @@ def watch(
     mode = torch.enable_grad() if gradients else torch.no_grad()
     with undisturbed(model), torch.inference_mode(False), mode:
         if script is not None:
-            copies = tuple(x.clone() for x in inputs)
+            copies, constants = _fresh(inputs, extra)
             replay = Replay(script, modules, {at: w.look for at, w in looks.items()})
             with replay:
-                output = model(*copies, *tree_map(_copied, extra))
+                output = model(*copies, *constants)
             if replay.has_followed and isinstance(output, Tensor):
                 return output, None
             del output
-        copies = tuple(x.clone() for x in inputs)
-        constants = tree_map(_copied, extra)
+        copies, constants = _fresh(inputs, extra)
         n = len(inputs[0])
         visits = {at: _visit(n, watched) for at, watched in looks.items()}
         record = _new_record(model, copies, constants, "channel", None, visits)
         dataflow = _followed(record, modules, copies, constants, strict)
         return dataflow.output, dataflow.trace(inputs).structure
+
+
+def _fresh(
+    inputs: tuple[Tensor, ...], extra: tuple[Any, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Copies, which in-place operations of a model may overwrite."""
+    return tuple(x.clone() for x in inputs), tree_map(_copied, extra)
 
 
 def _visit(n: int, watched: Watched) -> Visit:
