@@ -90,16 +90,17 @@ class _Averages:
         if self.slopes is not None and name is not None:
             by_group = [arrangement.group_block(mean) for mean in means]
             self.slopes[name] = torch.stack(by_group)
-        size = self.count // self.groups
-        averaged = means.to(gradient.dtype).repeat_interleave(size, dim=0)
-        rest = cut_up[self.count :]
+        averaged = means.to(gradient.dtype).unsqueeze(1)
+        averaged = averaged.expand(-1, self.count // self.groups, *means.shape[1:])
+        averaged, rest = averaged.flatten(0, 1), cut_up[self.count :]
         averaged = torch.cat([averaged, rest]) if len(rest) else averaged
         return arrangement.joined(averaged, gradient)
 
     def means(self, by_block: Tensor) -> Tensor:
         """Of each group of hybrids, [groups, ...], of a tensor [blocks, ...]."""
         parts = by_block[: self.count].unflatten(0, (self.groups, -1))
-        return parts.mean(1, dtype=torch.promote_types(parts.dtype, torch.float32))
+        means: Tensor = parts.mean(1, dtype=_precise(parts.dtype))
+        return means
 
 
 class HybridPass:
@@ -240,7 +241,8 @@ class HybridPass:
         for x in self._leaves:
             gradient = next(gradients) if x.requires_grad else None
             if gradient is None:
-                inputs.append(x.new_zeros(groups, self._s, *x.shape[1:]).float())
+                none = torch.zeros_like(x[: self._s], dtype=_precise(x.dtype))
+                inputs.append(none.expand(groups, *none.shape))
             else:
                 inputs.append(averages.means(gradient.unflatten(0, (-1, self._s))))
         layers, averages.slopes = averages.slopes or {}, None
@@ -262,6 +264,11 @@ def passes(
     parts = blocks(len(samples[0]), step)
     for part, (inputs, further) in zip(parts, cut(samples, extra, step), strict=True):
         yield part, inputs, further
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """Single precision at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def repeated(extra: tuple[Any, ...], samples: int, times: int) -> tuple[Any, ...]:

@@ -79,7 +79,8 @@ class Layout:
 
     def blocks(self, x: Tensor, count: int) -> Tensor:
         """Cut a tensor, whose samples come in as many blocks, [count, ...]."""
-        split = x.unflatten(self.axis, (self.before, count, -1, self.after))
+        sizes = self.before, count, -1, self.after
+        split: Tensor = x.unflatten(self.axis, sizes)
         return split.movedim(self.axis + 1, 0)
 
     def joined(self, blocks: Tensor, x: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Layout:
         return self.group(block.flatten(self.axis, self.axis + 2))
 
     def _moved(self, x: Tensor) -> Tensor:
-        split = x.unflatten(self.axis, (self.before, -1, self.after))
+        split: Tensor = x.unflatten(self.axis, (self.before, -1, self.after))
         return split.permute(self._axes(x.dim()))
 
     def _axes(self, rank: int) -> list[int]:
@@ -128,7 +129,8 @@ class Positions:
 
     def blocks(self, x: Tensor, count: int) -> Tensor:
         """See :meth:`Layout.blocks`."""
-        return self.group(x).unflatten(0, (count, -1))
+        blocks: Tensor = self.group(x).unflatten(0, (count, -1))
+        return blocks
 
     def joined(self, blocks: Tensor, x: Tensor) -> Tensor:
         """See :meth:`Layout.joined`."""
