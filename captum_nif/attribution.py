@@ -31,6 +31,7 @@ from captum_nif.flow.fingerprint import Fingerprint, fingerprint
 from captum_nif.flow.fitting import Setup
 from captum_nif.flow.hybrid_fitting import HybridSetup
 from captum_nif.flow.hybrid_flow import HybridFlow
+from captum_nif.flow.jackknife import GROUPS
 from captum_nif.flow.link_weights import Relevance
 from captum_nif.flow.options import (
     NOT_GIVEN,
@@ -43,7 +44,6 @@ from captum_nif.flow.options import (
     chosen,
 )
 from captum_nif.flow.population import Modules, check_samples
-from captum_nif.flow.significance import GROUPS
 from captum_nif.flow.targets import check_each_occurs, target_nodes
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.flow_graph import FlowGraph

@@ -313,7 +313,7 @@ def test_pvalues_are_needed_on_every_link():
             some.adjusted_pvalues()
     assert not FlowGraph(graph.layers, []).has_pvalues
     for level in (0.0, 1.0, -0.1, math.nan):
-        with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        with pytest.raises(ValueError, match="must lie between 0 and 1"):
             with_pvalues(graph).significant(level)
 
 

@@ -262,12 +262,12 @@ def test_a_page_marks_links_that_are_not_significant():
     for max_links in (100, 7):
         data = data_of(to_html(graph, max_links=max_links))
         (found,) = data["graphs"]
-        assert data["level"] == 0.05
+        assert data["fdr"] == 0.05
         assert found["insignificant"] == [
             n for n, target in enumerate(found["target"]) if target >= start
         ]
         assert found["insignificant"]
-    assert data_of(to_html(graph, level=0.6))["graphs"][0]["insignificant"] == []
+    assert data_of(to_html(graph, fdr=0.6))["graphs"][0]["insignificant"] == []
     assert data_of(to_html(small_graph()))["graphs"][0]["insignificant"] == []
 
 
@@ -283,7 +283,7 @@ def test_bad_arguments_are_refused_and_nothing_is_written(tmp_path):
         (ValueError, {"graph": graph, "gammas": ()}, "gamma"),
         (ValueError, {"graph": graph, "gammas": (0.0,)}, "gamma"),
         (ValueError, {"graph": graph, "max_links": 0}, "max_links"),
-        (ValueError, {"graph": graph, "level": 1.0}, "level"),
+        (ValueError, {"graph": graph, "fdr": 1.0}, "fdr"),
     ):
         with pytest.raises(error, match=words):
             save_html(path=target, **arguments)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captum_nif.tracing.origins import Labels, average, by_channel
 from captum_nif.tracing.record import Record
 from captum_nif.tracing.recorder import Recorder
+from captum_nif.tracing.selection import Selection
 
 N = 3
 SHAPES = {1: (N,), 2: (N, 4), 3: (N, 5, 4), 4: (N, 4, 2, 6)}  # channels: 4, if any
@@ -26,7 +27,7 @@ def labels_after(function, x: Tensor) -> tuple[Tensor, Labels]:
     """What a function makes of a layer's result ``x``, and its labels."""
     layer, x = nn.Identity(), x.clone()
     record = Record(layer, (x,), ())
-    with Recorder(record, {layer: "a"}), torch.no_grad():
+    with Recorder(record, Selection({layer: "a"})), torch.no_grad():
         y = function(layer(x))
     labels = record.node(y).labels
     assert labels is not None
@@ -108,6 +109,59 @@ RANK_2 = {
     "as type": lambda x: x.type_as(torch.zeros(1, dtype=torch.double)),
     "noise": lambda x: x + torch.zeros_like(x),
     "grouped": lambda x: F.group_norm(x, 2),
+    "inner": lambda x: torch.inner(x, torch.ones(2, 4)),
+    "tensordot": lambda x: torch.tensordot(x, torch.ones(4, 2), 1),
+    "tensordot by axes": lambda x: (
+        torch.tensordot(torch.ones(2, 4), x, dims=([1], [1])).T
+    ),
+    "addmv": lambda x: torch.addmv(x[:, 0], x, torch.ones(4)),
+    "own bilinear": lambda x: F.bilinear(x, x, torch.ones(2, 4, 4)),
+    "quantile": lambda x: x.quantile(0.3, 1),
+    "added by index": lambda x: torch.zeros(N, 2).index_add(
+        1, torch.tensor([0, 1, 1, 0]), x
+    ),
+    "added by index along samples": lambda x: torch.zeros(N, 8).index_add(
+        0, torch.tensor([2, 0, 1]), x.repeat(1, 2)
+    ),
+    "segments of one sample": lambda x: torch.zeros(N, 2).index_add(
+        0, torch.arange(N).repeat_interleave(2), x.view(-1, 2)
+    ),
+    "segments of one sample, largest": lambda x: (
+        x.view(-1, 2)
+        .new_zeros(N, 2)
+        .scatter_reduce(
+            0,
+            torch.arange(N).repeat_interleave(2)[:, None].expand(-1, 2),
+            x.view(-1, 2),
+            "amax",
+            include_self=False,
+        )
+    ),
+    "added by scatter": lambda x: torch.zeros(N, 3).scatter_add_(
+        1, x.argsort(1).clamp(max=2), x
+    ),
+    "averaged by scatter": lambda x: x.scatter_reduce(
+        1, torch.tensor([0, 1, 1, 3]).expand(N, -1), x, "mean"
+    ),
+    "copied by index": lambda x: x.index_copy(1, torch.tensor([3, 0]), x[:, :2] * 2),
+    "put by index": lambda x: x.index_put(
+        (torch.arange(N), torch.tensor([0, 3, 1])), x[:, 2]
+    ),
+    "filled by index": lambda x: x.index_fill(1, torch.tensor([1]), 2.0),
+    "taken": lambda x: x.take(torch.tensor([[0, 5], [4, 4]])),
+    "diagonal": lambda x: torch.diag_embed(x),
+    "into a slice": lambda x: x.slice_scatter(x[:, :1] * 2, 1, 2, 3),
+    "into a column": lambda x: x.select_scatter(x[:, 0] * 2, 1, 2),
+    "spectrum": lambda x: torch.fft.rfft(x).abs(),
+    "spectrum and back": lambda x: torch.fft.irfft(torch.fft.rfft(x), n=4),
+    "shifted": lambda x: torch.fft.fftshift(x, 1),
+    "rotated pairs": lambda x: torch.view_as_real(
+        torch.view_as_complex(x.view(N, 2, 2)) * torch.tensor(1j)
+    ).flatten(1),
+    "complex": lambda x: torch.complex(x, x.flip(1)).angle(),
+    "polar": lambda x: torch.polar(x.abs(), x).real,
+    "conjugated": lambda x: torch.complex(x, x).conj().imag,
+    "written in slices": lambda x: torch.cat([x[:, :1], x[:, 1:].clone().mul_(2)], 1),
 }
 RANK_3 = {
     "attention": lambda x: (x @ x.transpose(1, 2)).softmax(-1) @ x,
@@ -132,6 +186,35 @@ RANK_3 = {
     "distances": lambda x: torch.cdist(x, x),
     "einsum attention": lambda x: torch.einsum("bid, bjd -> bij", x, x),
     "einsum to the end": lambda x: torch.einsum("btd->dtb", x),
+    "spectrum over tokens": lambda x: torch.fft.rfft(x, dim=1).real,
+    "spectrum over both": lambda x: torch.fft.fft2(x).real,
+    "filter over tokens": lambda x: torch.fft.irfft(
+        torch.fft.rfft(x, dim=1) * torch.ones(3, 4), n=5, dim=1
+    ),
+    "messages": lambda x: torch.zeros_like(x).index_add(
+        1, torch.tensor([0, 1, 2, 2]), x[:, torch.tensor([4, 3, 1, 0])]
+    ),
+    "messages of merged graphs": lambda x: (
+        torch.zeros(N * 5, 4)
+        .index_add(
+            0,
+            (torch.arange(N)[:, None] * 5 + torch.tensor([0, 1])).flatten(),
+            x.flatten(0, 1)[
+                (torch.arange(N)[:, None] * 5 + torch.tensor([3, 4])).flatten()
+            ],
+        )
+        .view(N, 5, 4)
+    ),
+    "pooled graphs": lambda x: torch.zeros(N, 4).index_add(
+        0, torch.arange(N).repeat_interleave(5), x.flatten(0, 1)
+    ),
+    "masked sdpa": lambda x: F.scaled_dot_product_attention(x, x, x, x @ x.mT),
+    "rotary": lambda x: torch.view_as_real(
+        torch.view_as_complex(x.view(N, 5, 2, 2)) * torch.ones(5, 1) * 1j
+    ).flatten(2),
+    "written tokens": lambda x: x.clone().index_put_(
+        (torch.arange(N), torch.arange(N)), x[:, 4]
+    ),
 }
 RANK_4 = {
     "conv": lambda x: F.conv2d(x, torch.ones(2, 4, 2, 2)),
@@ -147,6 +230,12 @@ RANK_4 = {
     "grid": lambda x: F.grid_sample(
         x, x[:, :2].permute(0, 2, 3, 1).tanh(), align_corners=False
     ),
+    "spectrum of a map": lambda x: torch.fft.rfft2(x).abs(),
+    "all of the spectrum": lambda x: torch.fft.fftn(x, dim=(1, 2, 3)).real,
+    "pixel unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "transposed conv": lambda x: F.conv_transpose2d(x, torch.ones(4, 2, 2, 2)),
+    "grouped conv": lambda x: F.conv2d(x, torch.ones(4, 2, 1, 1), groups=2),
+    "resized": lambda x: F.interpolate(x, (3, 3), mode="bilinear"),
     "shifted windows": lambda x: x.roll((1, 1), (2, 3)).view(N, 4, 2, 2, 3).flatten(3),
 }
 KEPT = [
@@ -220,6 +309,20 @@ MIXED = {
     "covariance": lambda x: torch.cov(x.T),
     "singular": lambda x: torch.linalg.svd(x, full_matrices=False)[0],
     "fourier": lambda x: torch.fft.fft(x, dim=0).real,
+    "fourier of all": lambda x: torch.fft.fftn(x).real,
+    "complex pairs of samples": lambda x: torch.view_as_real(
+        torch.view_as_complex(x[:2].T.contiguous())
+    ),
+    "segments across samples": lambda x: torch.zeros(2, 4).index_add(
+        0, torch.tensor([0, 0, 1]), x
+    ),
+    "segments chosen by values": lambda x: torch.zeros(N, 4).index_add(
+        0, x[:, 0].argsort(), x
+    ),
+    "inner of samples": lambda x: torch.inner(x, x),
+    "tensordot of samples": lambda x: torch.tensordot(x, x, dims=([0], [0])),
+    "dot": lambda x: torch.dot(x[:, 0], x[:, 1]),
+    "quantile of samples": lambda x: x.quantile(0.5, 0),
     "scattered over samples": lambda x: torch.zeros(N, 4).scatter(0, x.argsort(0), 1.0),
     "averaged by a matrix": lambda x: torch.full((N, N), 1 / N) @ x,
     "added by index": lambda x: torch.zeros(1, 4).index_add(
@@ -243,6 +346,124 @@ def test_a_function_of_no_family_is_named():
     _, labels = labels_after(lambda x: torch.trapezoid(x, dim=1), torch.randn(N, 4))
     assert labels.rows is None
     assert labels.untraceable == "`trapezoid` is not known to keep samples apart"
+
+
+# --- what the derivatives say ---------------------------------------------------------
+
+
+def dependence(function, *xs: Tensor) -> list[Tensor]:
+    """Which elements of the result depend on which of each argument, by derivatives."""
+    found = []
+    for i, x in enumerate(xs):
+        seen = torch.zeros(function(*xs).numel(), x.numel(), dtype=torch.bool)
+        for seed in range(4):
+            generator = torch.Generator().manual_seed(seed)
+            others = [torch.randn(t.shape, generator=generator) for t in xs]
+
+            def run(t, i=i, others=others):
+                return function(*others[:i], t, *others[i + 1 :]).float()
+
+            slopes = torch.autograd.functional.jacobian(run, others[i])
+            seen |= slopes.view(seen.shape) != 0
+        found.append(seen)
+    return found
+
+
+SMOOTH = [case for case in KEPT if case[1] not in ("argmax", "one hot", "looked up")]
+# these scale channels by one another, or choose them by their values, and keep them
+SCALING = [
+    "softmax", "implicit softmax", "transposed softmax", "normalize", "layer norm",
+    "grouped", "tokens into samples", "sequence first", "group norm", "instance norm",
+    "local response", "gather", "take along",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize(
+    ("rank", "name", "function"),
+    [
+        pytest.param(*case, id=f"{case[0]}d-{case[1].replace(' ', '-')}")
+        for case in SMOOTH
+    ],
+)
+def test_derivatives_stay_within_sample_and_channel(rank, name, function):
+    x = torch.randn(SHAPES[rank])
+    y, labels = labels_after(function, x)
+    (depends,) = dependence(function, x)
+    rows, channels = (t.flatten() for t in coded(SHAPES[rank], CHANNEL_AXIS[rank]))
+    assert labels.rows is not None
+    said = labels.rows.expand(y.shape).flatten()[:, None]
+    assert not (depends & (said != rows)).any()
+    if labels.channels is not None and name not in SCALING:
+        said = labels.channels.expand(y.shape).flatten()[:, None]
+        # 0 is of no channel: a mean over all of them
+        assert not (depends & (said != channels) & (said > 0)).any()
+
+
+TWO = {
+    "side by side": lambda a, b: torch.cat([a, b], 1),
+    "stacked": lambda a, b: torch.stack([a, b], 2),
+    "behind one another": lambda a, b: torch.cat([a, b], 2),
+    "rolled": lambda a, b: torch.cat([a, b], 1).roll(2, 1),
+    "picked": lambda a, b: torch.cat([a, b], 1)[:, torch.tensor([7, 0, 3])],
+    "windows": lambda a, b: torch.cat([a, b], 1).unfold(1, 5, 5),
+    "flattened": lambda a, b: torch.cat([a, b], 1).flatten(1)[:, 3:30],
+    "permuted": lambda a, b: torch.cat([a, b], 2).permute(2, 0, 1)[1:6],
+    "padded": lambda a, b: F.pad(torch.cat([a, b], 1), (0, 0, 2, 2)),
+    "reflected": lambda a, b: F.pad(torch.cat([a, b], 2), (2, 2), mode="reflect"),
+    "shuffled": lambda a, b: F.pixel_shuffle(
+        torch.stack([a, b], 1).repeat(1, 2, 1, 1), 2
+    ),
+    "gathered": lambda a, b: torch.cat([a, b], 1).gather(
+        1, torch.arange(8).flip(0)[None, :, None].expand(N, -1, 4)
+    ),
+    "scattered into": lambda a, b: a.slice_scatter(b[:, :2], 1, 1, 3),
+    "put": lambda a, b: a.index_put((torch.arange(N), torch.arange(N)), b[:, 0]),
+    "copied": lambda a, b: a.index_copy(1, torch.tensor([4, 0]), b[:, 1:3]),
+    "masked": lambda a, b: torch.where(torch.arange(5)[:, None] < 2, a, b),
+    "added": lambda a, b: a + b,
+    "added after": lambda a, b: torch.cat([a, b], 1) + torch.cat([b, b], 1),
+    "normalized": lambda a, b: torch.stack([a, b], 1).softmax(-1),
+    "normalized together": lambda a, b: torch.stack([a, b], 1).softmax(1),
+    "averaged": lambda a, b: torch.stack([a, b], 1).mean(2),
+    "averaged together": lambda a, b: torch.stack([a, b, a], 1)[:, :2].mean(1),
+    "running": lambda a, b: torch.stack([a, b], 1).cumsum(2),
+    "pooled": lambda a, b: F.avg_pool1d(torch.cat([a, b], 1), 2),
+    "multiplied": lambda a, b: torch.stack([a, b], 1) @ torch.ones(4, 2),
+    "multiplied from the left": lambda a, b: torch.ones(2, 10) @ torch.cat([a, b], 1),
+    "attention of both": lambda a, b: (
+        torch.stack([a @ a.mT, b @ b.mT], 1).softmax(-1) @ torch.stack([a, a], 1)
+    ),
+    "written": lambda a, b: written(torch.cat([a, a], 1), b),
+    "spectrum": lambda a, b: torch.fft.rfft(torch.stack([a, b], 1), dim=2).abs(),
+}
+# of those, what never says more than the derivatives do
+NO_MORE = set(TWO) - {"added after", "masked", "running", "averaged together"}
+
+
+def written(h: Tensor, b: Tensor) -> Tensor:
+    h = h.clone()
+    h[:, 2:4] = b[:, :2]
+    h[:, 8:].add_(b[:, :2])
+    return h
+
+
+@pytest.mark.parametrize("case", TWO, ids=lambda case: case.replace(" ", "-"))
+def test_sources_of_an_element_are_what_it_depends_on(case):
+    function, (a, b) = TWO[case], torch.randn(2, *SHAPES[3])
+    first, second = nn.Identity(), nn.Identity()
+    model = nn.ModuleList([first, second])
+    record = Record(model, (a, b), ())
+    with Recorder(record, Selection({first: "a", second: "b"})), torch.no_grad():
+        y = function(first(a), second(b))
+    sources = record.node(y).labels.sources
+    which = sources.labels(y.device).expand(y.shape).flatten().long()
+    sets = [frozenset(), *sources.sets]
+    for index, depends in zip((2, 3), dependence(function, a, b), strict=True):
+        said = torch.tensor([index in sets[i] for i in which])
+        assert not (depends.any(1) & ~said).any()
+        if case in NO_MORE:
+            assert torch.equal(depends.any(1), said)
 
 
 # --- which channel --------------------------------------------------------------------

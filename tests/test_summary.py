@@ -176,7 +176,7 @@ def test_significant_links_are_counted_where_pvalues_are_known():
     )
     assert "significant in" in summary._repr_html_()
     # 0.03 is the third of six: adjusted 0.06.
-    assert summarize(graph, level=0.07).layers[2].significant_in == 1
+    assert summarize(graph, fdr=0.07).layers[2].significant_in == 1
     unknown = summarize(FlowGraph(layers, [Link("x", "h", torch.ones(2, 2))]))
     assert [row.significant_in for row in unknown.layers] == [None, None, None]
     assert "significant" not in str(unknown)
@@ -219,8 +219,8 @@ def test_bad_input():
         flow_shares(nx.DiGraph())
     with pytest.raises(ValueError, match=r"betweenness has the layers \['x'\]"):
         summarize(graph, betweenness={"x": torch.zeros(3)})
-    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 5"):
-        summarize(graph, level=5)
+    with pytest.raises(ValueError, match="must lie between 0 and 1, got 5"):
+        summarize(graph, fdr=5)
     with pytest.raises(ValueError, match=r"partition has the layers \['x'\]"):
         summarize(graph, community={"x": torch.zeros(3).long()})
 

@@ -1305,9 +1305,9 @@ def test_what_lies_in_an_attention_is_no_layer():
     ("layers", "error", "message"),
     [
         (["0", "nowhere"], ValueError, "no module 'nowhere'; its modules are: 0, 1, 2"),
-        ([nn.Linear(2, 2)], ValueError, "Linear given in `layers` is not part of"),
+        ([nn.Linear(2, 2)], ValueError, "Linear in `layers` is not part of"),
         ([3], TypeError, "a module name or a module, got int"),
-        ("0", TypeError, "must be a list of module names or modules, got '0'"),
+        ("0", TypeError, "must be a list of module names or modules, a dict.*got '0'"),
         ([], ValueError, "is empty"),
         ([""], ValueError, "no module ''"),
     ],

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from captum_nif import FlowGraph, MixedKSG, NIFAttribution
-from captum_nif.flow.significance import jackknife, leave_groups_out, link_pvalues
+from captum_nif.flow.jackknife import jackknife, leave_groups_out
+from captum_nif.flow.permutation_test import link_pvalues
 
 
 def net():
@@ -64,9 +65,9 @@ def test_significance_may_name_the_null_values_of_a_table():
     model, x = net(), background()
     nif = NIFAttribution(model).fit(x)
     link = nif.flow(significance=150).links[0]
-    wanted = link_pvalues(MixedKSG(), x, model[:2](x).detach(), draws=150)
+    wanted = link_pvalues(MixedKSG(), x, model[:2](x).detach(), n_permutations=150)
     assert torch.equal(link.pvalue, wanted)
-    with pytest.raises(ValueError, match="draws must be at least 100, got 7"):
+    with pytest.raises(ValueError, match="n_permutations must be at least 100, got 7"):
         nif.flow(significance=7)
 
 

@@ -290,7 +290,7 @@ def test_insignificant_links_are_grey_and_count_for_nothing(ax):
     # Two of the last layer, and two of the one before it.
     assert sum(fill == "#ffffff" for *_, fill in dots(ax)) == 4
     ax.clear()
-    plot_flow(tested, ax, links_per_node=9, level=0.003, threshold=0.0)
+    plot_flow(tested, ax, links_per_node=9, fdr=0.003, threshold=0.0)
     assert len(lines(ax)[1].get_paths()) == 9
     assert "below threshold or not significant" in legends(ax)["Width"]
     ax.clear()
@@ -436,8 +436,8 @@ def test_random_state_stays(ax, rng_untouched):
         (ValueError, {"links_per_node": 0}, "links_per_node"),
         (ValueError, {"max_nodes": 0}, "max_nodes"),
         (ValueError, {"threshold": -0.1}, "threshold"),
-        (ValueError, {"level": 0.0}, "level"),
-        (TypeError, {"level": "5 %"}, "level"),
+        (ValueError, {"fdr": 0.0}, "fdr"),
+        (TypeError, {"fdr": "5 %"}, "fdr"),
         (ValueError, {"threshold": float("nan")}, "threshold"),
         (ValueError, {"threshold": {("layer0", "layer9"): 0.1}}, "layer9"),
         (ValueError, {"betweenness": {"layer0": torch.zeros(2)}}, "betweenness"),

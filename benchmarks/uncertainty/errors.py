@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.data.planted import planted_table
 from benchmarks.data.trained import load, trained
 from captum_nif import NIFAttribution
-from captum_nif.flow.significance import GROUPS
+from captum_nif.flow.jackknife import GROUPS
 
 CASES: dict[str, tuple[str, str]] = {
     "table": ("table", "MLP"),

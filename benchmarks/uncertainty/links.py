@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_nif.estimators import PMIEstimator
-from captum_nif.flow.significance import false_discovery, link_pvalues
+from captum_nif.flow.permutation_test import link_pvalues
+from captum_nif.graph.false_discovery import false_discovery
 
 Array = NDArray[np.float64]
 Map = Callable[[Tensor], Tensor]

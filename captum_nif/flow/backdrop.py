@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from captum_nif.flow.batches import Batches, rows_of
 from captum_nif.flow.checks import check_inputs, check_same
+from captum_nif.flow.disturbances import warn_if_disturbed
 from captum_nif.flow.population import Modules, check_alike
 from captum_nif.graph.elements import Layer
 from captum_nif.tracing.dataflow import Structure
 from captum_nif.tracing.layout import Arrangement
 from captum_nif.tracing.replay import Script, Watched
-from captum_nif.tracing.tracer import rehearse, watch
+from captum_nif.tracing.tracer import as_visit, rehearse, trace, watch
 
 MAX_ROWS = 1024
 """Rows of the background that are kept to make hybrids of, at most, and as many as fit
@@ -107,8 +108,14 @@ def summarize_background(
             position: Watched(sizes[name], values.of(name))
             for name, position in found.made.items()
         }
-        arguments = model, inputs, extra, layers, looks, script
-        _, structure = watch(*arguments, gradients=False)
+        if chosen.seen:
+            arguments = model, inputs, extra, layers, looks, script
+            _, structure = watch(*arguments, gradients=False)
+        else:  # traced whole: does a sample's value depend on those beside it?
+            visits = {at: as_visit(len(inputs[0]), look) for at, look in looks.items()}
+            whole = trace(model, inputs, extra, layers, visits=visits)
+            warn_if_disturbed(model, whole, found if len(inputs[0]) > 1 else None)
+            structure = whole.structure
         if structure is not None:
             check_same(found.structure, structure, what)
         for name, total in values.sums.items():

@@ -97,7 +97,7 @@ class AnyFlow(Protocol):
     def with_pvalues(
         self,
         graph: FlowGraph,
-        draws: int | None = None,
+        n_permutations: int | None = None,
         advance: Advance = ignore_progress,
     ) -> FlowGraph:
         """A population graph with the p-values of its links."""

@@ -39,7 +39,8 @@ def batches_of(
         background (Tensor, tuple of Tensor, or iterable): all samples at once, or an
             iterable of batches (tensors, tuples or lists of tensors) of which only the
             first ones, the model's inputs, are used.
-        extra (tuple): further arguments of the model; tensors follow the samples.
+        extra (tuple): further arguments of the model; tensors follow the samples, and
+            what is wrapped in a :class:`~captum_nif.Constant` does not.
         batch_size (int): samples in a batch, where all come at once.
         show_progress (bool): whether to draw a progress bar.
 
@@ -78,7 +79,7 @@ def cut(
             raise ValueError(
                 f"A tensor of shape {tuple(arg.shape)} in `additional_forward_args` "
                 f"does not follow the {n} samples of the inputs: its axis 0 must have "
-                "that size."
+                "that size. Wrap what is the same for all samples: `Constant(tensor)`."
             )
     for part in blocks(n, batch_size):
         yield tuple(x[part] for x in inputs), rows_of(extra, part, n)
@@ -110,7 +111,8 @@ def _streamed(
     if any(isinstance(arg, Tensor) and arg.dim() for arg in extra):
         raise ValueError(
             "`additional_forward_args` holds a tensor, which cannot be cut along with "
-            "a stream of batches: pass the background as a tuple of tensors."
+            "a stream of batches: pass the background as a tuple of tensors, or wrap "
+            "what is the same for all samples: `Constant(tensor)`."
         )
     for batch in background:
         tensors = (batch,) if isinstance(batch, Tensor) else batch

@@ -25,6 +25,7 @@ from captum_nif.flow.checks import (
 from captum_nif.flow.feature_groups import FeatureGroups, feature_groups
 from captum_nif.flow.independent_inputs import draw, max_draws
 from captum_nif.flow.information import Advance, Flow, ignore_progress
+from captum_nif.flow.jackknife import jackknife, leave_groups_out
 from captum_nif.flow.options import Options
 from captum_nif.flow.path_analysis import CorrelationFlow
 from captum_nif.flow.population import (
@@ -35,7 +36,6 @@ from captum_nif.flow.population import (
     run_population,
 )
 from captum_nif.flow.receptive_fields import receptive_fields
-from captum_nif.flow.significance import jackknife, leave_groups_out
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.path_sums import Normalization
 from captum_nif.tracing.record import Nodes
@@ -66,7 +66,7 @@ class Setup:
         """A background as basis; ``size`` samples at a time run through the model."""
         warn_if_training(self.model)
         batches = batches_of(self.model, background, extra, size, bar)
-        population = self._run(batches, "the background")
+        population = self._run(batches, "the background", is_watched=True)
         self._check_size(population, "The background")
         return Basis(population, self.flow(population, feature_mask, bar))
 
@@ -82,17 +82,18 @@ class Setup:
         check_inputs(self.model, samples, "the batch")
         check_own_population(samples)
         batches = cut(samples, extra, size)
-        population = self._run(batches, "the batch")
+        population = self._run(batches, "the batch", is_watched=True)
         self._check_size(population, "The batch")
         flow = self.flow(population, feature_mask)
         return Basis(population, flow, is_batch=self.options.sampling == "observed")
 
-    def _run(self, batches: Batches, what: str) -> Population:
+    def _run(self, batches: Batches, what: str, is_watched: bool = False) -> Population:
         # what is drawn are the values of neurons
         nodes: Nodes = (
             "neuron" if self.options.sampling == "independent" else self.options.nodes
         )
-        return run_population(self.model, batches, self.options.layers, what, nodes)
+        layers = self.options.layers
+        return run_population(self.model, batches, layers, what, nodes, is_watched)
 
     def _check_size(self, population: Population, what: str) -> None:
         """Refuses fewer samples than the estimator can work with."""

@@ -25,7 +25,7 @@ from captum_nif.flow.options import Options
 from captum_nif.flow.sample_population import HybridPass, passes
 from captum_nif.graph.elements import Link
 from captum_nif.graph.flow_graph import FlowGraph
-from captum_nif.graph.path_sums import Normalization
+from captum_nif.graph.path_sums import Normalization, is_chain
 
 OWN_BATCH = 256
 """Hybrids that run through the model at a time, where the background is explained."""
@@ -91,9 +91,8 @@ class HybridFlow:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every layer reads just one."""
-        targets = [link.target for link in self.links]
-        return len(set(targets)) == len(targets)
+        """Whether layers read each other in turn."""
+        return is_chain(self.links)
 
     @property
     def own_query(self) -> HybridQuery:
@@ -274,7 +273,7 @@ class HybridFlow:
     def with_pvalues(
         self,
         graph: FlowGraph,
-        draws: int | None = None,
+        n_permutations: int | None = None,
         advance: Advance = ignore_progress,
     ) -> FlowGraph:
         """Refused: what is tested is information."""
@@ -375,7 +374,7 @@ class HybridFlow:
             if b in needed:
                 nothing = torch.zeros(sizes[a], sizes[b], dtype=torch.float64)
                 links.append(Link(a, b, flows.get((a, b), nothing)))
-        return FlowGraph(layers, links)
+        return FlowGraph(layers, links, "units of the target")
 
     def unit_flow(
         self,

@@ -20,10 +20,10 @@ from torch.nn.functional import one_hot
 from captum_nif.estimators import Prepared
 from captum_nif.flow.feature_groups import FeatureGroups
 from captum_nif.flow.link_weights import LinkRule
-from captum_nif.flow.significance import link_pvalues
+from captum_nif.flow.permutation_test import link_pvalues
 from captum_nif.graph.elements import Layer, Link, sorted_sparse
 from captum_nif.graph.flow_graph import FlowGraph
-from captum_nif.graph.path_sums import Normalization, backward_sums
+from captum_nif.graph.path_sums import Normalization, backward_sums, is_chain
 from captum_nif.tracing.tracer import Structure
 
 _BUDGET = 1 << 25
@@ -63,6 +63,9 @@ class Flow:
             by link: where nodes can be linked at all.
     """
 
+    unit = "nats"
+    """Of the weights of its graphs."""
+
     def __init__(
         self,
         structure: Structure,
@@ -99,9 +102,8 @@ class Flow:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every layer reads just one (all lead to one output, so in turn)."""
-        targets = [link.target for link in self.links]
-        return len(set(targets)) == len(targets)
+        """Whether layers read each other in turn."""
+        return is_chain(self.links)
 
     def prepare(self, advance: Advance = ignore_progress) -> None:
         """Does once what all links share: ranking and sorting every layer's values.
@@ -134,12 +136,12 @@ class Flow:
                 weight = into_nodes(weight, torch.tensor(node))
             links.append(Link(*link, weight))
             advance()
-        return FlowGraph(layers, links)
+        return FlowGraph(layers, links, self.unit)
 
     def with_pvalues(
         self,
         graph: FlowGraph,
-        draws: int | None = None,
+        n_permutations: int | None = None,
         advance: Advance = ignore_progress,
     ) -> FlowGraph:
         """A population graph of this flow, with the p-values of its links.
@@ -149,7 +151,8 @@ class Flow:
 
         Args:
             graph (FlowGraph): as :meth:`population_graph` gave it.
-            draws (int, optional): null values in a table; by default, by the links.
+            n_permutations (int, optional): null values in a table; by default, by the
+                links.
             advance (Callable): called once per link.
         """
         links = []
@@ -158,12 +161,12 @@ class Flow:
                 self.rule.estimator,
                 self.passed_on[link.source],
                 self.values[link.target],
-                draws=draws,
+                n_permutations=n_permutations,
             )
             connected = link.weight.to_dense() != 0
             links.append(replace(link, pvalue=torch.where(connected, pvalue, 1.0)))
             advance()
-        return FlowGraph(graph.layers, links)
+        return FlowGraph(graph.layers, links, graph.unit)
 
     def _population_weights(self) -> WeightOf:
         """The function that gives a link's weight in the population graph, [a, b]."""
@@ -210,7 +213,9 @@ class Flow:
                     weight = into_nodes(weight, nodes[part])
                 links.append([Link(*link, single) for single in weight.unbind()])
                 advance()
-            graphs += [FlowGraph(layers, own) for own in zip(*links, strict=True)]
+            graphs += [
+                FlowGraph(layers, own, self.unit) for own in zip(*links, strict=True)
+            ]
         return graphs
 
     def attributions(

@@ -66,12 +66,9 @@ class _Value:
 
     def laid_out(self, grouped: Tensor) -> Tensor:
         """The inverse of :meth:`by_channel`; 0 for what is of no channel."""
-        rows = len(grouped)
-        places = torch.arange(self.tensor.numel(), device=grouped.device)
-        where = self.by_channel(places.view(self.tensor.shape), rows)
-        flat = grouped.new_zeros(self.tensor.numel())
-        flat[where.flatten()] = grouped.flatten()
-        return flat.view(self.tensor.shape)
+        arrangement = self.labels.arrangement(len(grouped), self.channels)
+        assert arrangement is not None
+        return arrangement.ungroup(grouped, grouped.new_zeros(self.tensor.shape))
 
 
 class LinkPass:

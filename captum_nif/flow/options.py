@@ -14,6 +14,7 @@ from captum_nif.flow.link_weights import LinkRule, Relevance
 from captum_nif.flow.population import Modules
 from captum_nif.graph.path_sums import Normalization
 from captum_nif.tracing.record import Nodes
+from captum_nif.tracing.selection import copied
 
 Normalize = Literal["auto"] | Normalization | None
 Sampling = Literal["observed", "independent", "hybrid"]
@@ -44,7 +45,8 @@ class Options:
     :class:`captum_nif.NIFAttribution` for the meaning of each.
 
     Args:
-        layers (sequence of str or Module, optional): the modules that are layers.
+        layers (str, list or dict, optional): the modules that are layers; see
+            :func:`captum_nif.tracing.find_layers`.
         estimator (PMIEstimator): of pointwise mutual information.
         relevance (str): ``"pairwise"`` or ``"joint"``.
         beta (float): weight of the redundancy.
@@ -76,8 +78,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", copied(self.layers))
         LinkRule(
             self.estimator, self.relevance, self.beta
         )  # refuses what it cannot use

@@ -78,6 +78,8 @@ class _Moments:
 class CorrelationFlow(Flow):
     """A flow whose links are signed Linfoot correlations; see this module."""
 
+    unit = "correlation"
+
     @cached_property
     def _correlations(self) -> dict[Ends, Weight]:
         return {}
@@ -125,7 +127,10 @@ class CorrelationFlow(Flow):
                 own.append(Link(*link, scaled))
             links.append(own)
             advance()
-        return [FlowGraph(layers, own) for own in zip(*links, strict=True)]
+        return [
+            FlowGraph(layers, own, "standard deviations")
+            for own in zip(*links, strict=True)
+        ]
 
     def attributions(
         self,

@@ -8,23 +8,25 @@ for every background sample. Where channels are the nodes only their averages ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_nif._messages import counted
+from captum_nif._messages import add_note, counted
 from captum_nif.flow.batches import Batches
 from captum_nif.flow.checks import check_inputs, check_same
+from captum_nif.flow.disturbances import watch
 from captum_nif.graph.elements import Layer
 from captum_nif.tracing.origins import average
 from captum_nif.tracing.record import Nodes
+from captum_nif.tracing.selection import Layers
 from captum_nif.tracing.tracer import Structure, Trace, trace
 
-Modules = Sequence[str | nn.Module] | None
-"""The modules that are layers; see :func:`captum_nif.tracing.tracer.find_layers`."""
+Modules = Layers
+"""The modules that are layers; see :func:`captum_nif.tracing.find_layers`."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def run_population(
     layers: Modules = None,
     what: str = "the background",
     nodes: Nodes = "channel",
+    is_watched: bool = False,
 ) -> Population:
     """Streams batches through a model and collects the value of every node.
 
@@ -92,9 +95,11 @@ def run_population(
         model (Module): the network.
         batches (iterable): pairs of the inputs and the further arguments of one call.
         layers (Sequence of str or Module, optional): see
-            :func:`captum_nif.tracing.tracer.find_layers`.
+            :func:`captum_nif.tracing.find_layers`.
         what (str): what the samples are called in messages.
         nodes (str): see :func:`captum_nif.trace`.
+        is_watched (bool): whether to warn if values depend on chance or on the samples
+            of a batch, of which two are run alone to see that.
 
     Returns:
         Population: the values of all batches, in order.
@@ -102,8 +107,8 @@ def run_population(
     Raises:
         TypeError: if the batches hold no tensors.
         ValueError: if there are none, if values are not finite, if the shapes of
-            samples differ or the model cannot take them, or if it takes another path
-            for a later batch.
+            samples differ, or if the model takes another path for a later batch.
+        Exception: what the model itself raises, with a note on what was run.
     """
     first: tuple[Tensor, ...] = ()
     traces: list[Trace] = []
@@ -113,6 +118,8 @@ def run_population(
         first = first or inputs
         check_alike(first, inputs, what)
         found = _run_batch(model, inputs, extra, layers, what, nodes)
+        if is_watched and not traces:
+            watch(model, inputs, extra, layers, nodes, found)
         traces.append(found)
         check_same(traces[0].structure, found.structure, what)
         ran.append((slice(rows, rows + len(inputs[0])), extra))
@@ -189,16 +196,10 @@ def _run_batch(
     check_inputs(model, inputs, what)
     try:
         found = trace(model, inputs, extra, layers, nodes)
-    except RuntimeError as error:
-        # Torch's complaint about an operand. Its subclasses mean something else: that
-        # a model is not supported (NotImplementedError), that memory ran out.
-        if type(error) is not RuntimeError:
-            raise
-        raise ValueError(
-            f"While running {what}, inputs of shape "
-            f"{', '.join(str(tuple(x.shape)) for x in inputs)}, through the model: "
-            f"{error}"
-        ) from error
+    except Exception as error:  # the model's own, whose type means something
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        add_note(error, f"While running {what}, inputs of shape {shapes}.")
+        raise
     for name, value in found.values.items():
         finite = torch.isfinite(value)
         if not bool(finite.all()):

@@ -6,15 +6,16 @@ import numbers
 import operator
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, ClassVar, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from captum_nif.flow.significance import check_level, false_discovery
+from captum_nif._messages import renamed_argument
 from captum_nif.graph.elements import Layer, Link, sorted_sparse
+from captum_nif.graph.false_discovery import check_fdr, false_discovery
 from captum_nif.graph.path_sums import (
     Normalization,
     at_least_single,
@@ -41,6 +42,8 @@ class FlowGraph:
         layers (sequence of Layer): The layers, in topological order.
         links (sequence of Link): The links between them, at most one for each pair
             of layers.
+        unit (str, optional): Unit of the weights, as pictures and tables name it.
+            Default: ``"nats"``
 
     Raises:
         TypeError: If something is not a ``Layer`` or a ``Link``.
@@ -73,9 +76,16 @@ class FlowGraph:
     layers: list[Layer]
     links: list[Link]
 
-    def __init__(self, layers: Sequence[Layer], links: Sequence[Link]) -> None:
+    unit: str
+
+    def __init__(
+        self, layers: Sequence[Layer], links: Sequence[Link], unit: str = "nats"
+    ) -> None:
+        if not isinstance(unit, str):
+            raise TypeError(f"unit must be a str, got {type(unit).__name__}")
         self.layers = list(layers)
         self.links = list(links)
+        self.unit = unit
         for given, wanted in ((self.layers, Layer), (self.links, Link)):
             for each in given:
                 if not isinstance(each, wanted):
@@ -125,10 +135,13 @@ class FlowGraph:
         return self.layers[self._position[name]]
 
     def __eq__(self, other: object) -> bool:
-        """Compares layers and links, weights included, in their order."""
+        """Compares layers, links with their weights, in their order, and units."""
         if not isinstance(other, FlowGraph):
             return NotImplemented
-        return self.layers == other.layers and self.links == other.links
+        mine, theirs = (
+            (graph.layers, graph.links, graph.unit) for graph in (self, other)
+        )
+        return mine == theirs
 
     __hash__ = None  # type: ignore[assignment]  # equal by value, like a list
 
@@ -150,11 +163,13 @@ class FlowGraph:
         summary = ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
         return "\n  ".join([f"FlowGraph({summary})", *table])
 
+    html_renderer: ClassVar[Callable[[FlowGraph], str | None] | None] = None
+    """What notebooks show a graph with; set by :mod:`captum_nif.plotting`."""
+
     def _repr_html_(self) -> str | None:
         """The page of :func:`~captum_nif.save_html` in a frame, for notebooks."""
-        from captum_nif.plotting.page import notebook_html
-
-        return notebook_html(self)
+        renderer = type(self).html_renderer
+        return None if renderer is None else renderer(self)
 
     def named(self, **labels: Sequence[str]) -> FlowGraph:
         r"""Gives nodes names of their own, as pictures and exports show them.
@@ -182,7 +197,7 @@ class FlowGraph:
             replace(layer, labels=given.get(layer.name, layer.labels))
             for layer in self.layers
         ]
-        return FlowGraph(layers, self.links)
+        return FlowGraph(layers, self.links, self.unit)
 
     def _by_kind(self, name: str) -> str:
         """The name of a layer, or of the only one of the kind that is named."""
@@ -262,7 +277,7 @@ class FlowGraph:
             totals = incoming_totals([link.weight for link in links], by)
             for link in links:
                 divided[link.ends] = divide_columns(link.weight, totals)
-        return self._with_weights(divided)
+        return self._with_weights(divided, f"share of the flow into a {by}")
 
     def top(self, fraction: float) -> FlowGraph:
         r"""Keeps the strongest connections that carry a share of the flow.
@@ -303,7 +318,7 @@ class FlowGraph:
     def adjusted_pvalues(self) -> dict[tuple[str, str], Tensor]:
         r"""Adjusts the p-values of all pairs of nodes in the graph for their number.
 
-        See :func:`~captum_nif.flow.significance.false_discovery`. Pairs that are no
+        By Benjamini and Hochberg (1995). Pairs that are no
         connection, as where :meth:`top` dropped it, count with the rest: choosing
         links by their strength does not make the rest more significant.
 
@@ -323,23 +338,24 @@ class FlowGraph:
         ends = (link.ends for link in self.links)
         return dict(zip(ends, false_discovery(pvalues), strict=True))
 
-    def significant(self, level: float = 0.05) -> FlowGraph:
+    @renamed_argument("level", "fdr")
+    def significant(self, fdr: float = 0.05) -> FlowGraph:
         r"""Keeps the links that tell two nodes apart from independent ones.
 
-        Of the links kept, at most a share ``level`` is to be expected to run between
+        Of the links kept, at most a share ``fdr`` is to be expected to run between
         independent nodes (the false discovery rate). With many samples weak flow is
         significant as well, so this does not say which links matter: see :meth:`top`.
 
         Args:
-            level (float, optional): The false discovery rate, between 0 and 1.
+            fdr (float, optional): The false discovery rate, between 0 and 1.
                 Default: ``0.05``
 
         Returns:
             FlowGraph: The same layers and links, p-values included; weights whose
-            adjusted p-value exceeds ``level`` are 0 (in a sparse weight, are gone).
+            adjusted p-value exceeds ``fdr`` are 0 (in a sparse weight, are gone).
 
         Raises:
-            TypeError: If ``level`` is no number.
+            TypeError: If ``fdr`` is no number.
             ValueError: If it is not between 0 and 1, or a link has no p-values.
 
         Examples::
@@ -351,13 +367,10 @@ class FlowGraph:
             tensor([[0.5000],
                     [0.0000]])
         """
-        check_level(level)
+        check_fdr(fdr)
         adjusted = self.adjusted_pvalues()
         return self._with_weights(
-            {
-                link.ends: _where(adjusted[link.ends] <= level, link)
-                for link in self.links
-            }
+            {link.ends: _where(adjusted[link.ends] <= fdr, link) for link in self.links}
         )
 
     def to_networkx(self) -> nx.DiGraph[tuple[str, int]]:
@@ -426,7 +439,7 @@ class FlowGraph:
             ...     FlowGraph.load(f"{folder}/flow") == graph
             True
         """
-        write_graph(path, self.layers, self.links)
+        write_graph(path, self.layers, self.links, self.unit)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FlowGraph:
@@ -442,9 +455,9 @@ class FlowGraph:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is cut, damaged, or something else.
         """
-        layers, links = read_graph(path)
+        layers, links, unit = read_graph(path)
         try:
-            return cls(layers, links)
+            return cls(layers, links, unit)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds a damaged FlowGraph: {error}") from error
 
@@ -458,9 +471,11 @@ class FlowGraph:
             )
         return outputs[0]
 
-    def _with_weights(self, weights: Mapping[tuple[str, str], Tensor]) -> FlowGraph:
+    def _with_weights(
+        self, weights: Mapping[tuple[str, str], Tensor], unit: str | None = None
+    ) -> FlowGraph:
         links = [replace(link, weight=weights[link.ends]) for link in self.links]
-        return FlowGraph(self.layers, links)
+        return FlowGraph(self.layers, links, self.unit if unit is None else unit)
 
     def _incoming(self) -> dict[str, list[Link]]:
         incoming = defaultdict(list)

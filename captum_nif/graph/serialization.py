@@ -30,11 +30,15 @@ _SPARSE = ("indices", "values")
 
 
 def write_graph(
-    path: str | os.PathLike[str], layers: Sequence[Layer], links: Sequence[Link]
+    path: str | os.PathLike[str],
+    layers: Sequence[Layer],
+    links: Sequence[Link],
+    unit: str,
 ) -> None:
     """Writes layers and links to exactly ``path``, whole or not at all."""
     description = {
         "version": _VERSION,
+        "unit": unit,
         "layers": [
             {
                 "name": layer.name,
@@ -66,7 +70,7 @@ def write_graph(
         file.write(content)
 
 
-def read_graph(path: str | os.PathLike[str]) -> tuple[list[Layer], list[Link]]:
+def read_graph(path: str | os.PathLike[str]) -> tuple[list[Layer], list[Link], str]:
     """Reads what :func:`write_graph` wrote; anything else is a ``ValueError``."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"cannot read {path}: no such file")
@@ -102,7 +106,7 @@ def read_graph(path: str | os.PathLike[str]) -> tuple[list[Layer], list[Link]]:
 
 def _described(
     description: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[list[Layer], list[Link]]:
+) -> tuple[list[Layer], list[Link], str]:
     if description["version"] != _VERSION:
         raise ValueError(
             f"its format has version {description['version']!r}, and only version "
@@ -133,7 +137,7 @@ def _described(
         links.append(Link(fields["source"], fields["target"], weight, pvalue))
     if tensors:
         raise ValueError(f"unexpected tensors {sorted(tensors)}")
-    return layers, links
+    return layers, links, description.get("unit", "nats")
 
 
 def _parts(number: int, link: Link) -> dict[str, Tensor]:

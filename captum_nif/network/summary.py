@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_nif.flow.significance import check_level
+from captum_nif._messages import renamed_argument
+from captum_nif.graph.false_discovery import check_fdr
 from captum_nif.graph.flow_graph import FlowGraph, Layer
-from captum_nif.graph.path_sums import backward_sums
 from captum_nif.network.adjacency import (
     by_layer,
     check_by_layer,
@@ -22,6 +22,7 @@ from captum_nif.network.adjacency import (
 )
 from captum_nif.network.centrality import betweenness_centrality
 from captum_nif.network.community import communities, flat_partition
+from captum_nif.network.node_flow import flow_shares
 
 _CENTRAL = 3
 
@@ -73,21 +74,21 @@ class GraphSummary:
         bottleneck (str or None): The hidden layer whose flow the fewest nodes carry
             (least ``effective_size``); ``None`` where no hidden layer carries any.
         communities (tuple of int): Number of nodes in each community.
-        level (float or None): The false discovery rate at which links are significant;
+        fdr (float or None): The false discovery rate at which links are significant;
             ``None`` where the graph has no p-values.
     """
 
     layers: tuple[LayerSummary, ...]
     bottleneck: str | None
     communities: tuple[int, ...]
-    level: float | None
+    fdr: float | None
 
     def __str__(self) -> str:
         """The table in Markdown; nodes that are a community alone are only counted."""
         header, *rows = (
             "| " + " | ".join(map(_escaped, r)) + " |" for r in self._rows()
         )
-        numbers = 5 if self.level is None else 6
+        numbers = 5 if self.fdr is None else 6
         rule = "| --- | --- |" + " ---: |" * numbers + " --- | --- |"
         return "\n".join([header, rule, *rows, "", self._remarks()])
 
@@ -102,7 +103,7 @@ class GraphSummary:
     def _rows(self) -> list[tuple[str, ...]]:
         shared = [number for number, size in enumerate(self.communities) if size > 1]
         rows = [_HEADER, *(_cells(layer, shared) for layer in self.layers)]
-        if self.level is None:
+        if self.fdr is None:
             unknown = _HEADER.index("significant in")
             rows = [row[:unknown] + row[unknown + 1 :] for row in rows]
         return rows
@@ -114,13 +115,13 @@ class GraphSummary:
             f"Bottleneck: {f'layer {self.bottleneck}' if self.bottleneck else 'none'}. "
             f"Nodes in each community: {', '.join(shared) or 'none'}; alone: {alone}."
         )
-        if self.level is None:
+        if self.fdr is None:
             return remarks
         found = sum(layer.significant_in or 0 for layer in self.layers)
         total = sum(layer.links_in for layer in self.layers)
         return (
             f"{remarks} Links that differ from independence at a false discovery rate "
-            f"of {self.level:g}: {found:,} of {total:,}."
+            f"of {self.fdr:g}: {found:,} of {total:,}."
         )
 
 
@@ -138,11 +139,12 @@ _HEADER = (
 )
 
 
+@renamed_argument("level", "fdr")
 def summarize(
     graph: FlowGraph,
     betweenness: Mapping[str, Tensor] | None = None,
     community: Mapping[str, Tensor] | None = None,
-    level: float = 0.05,
+    fdr: float = 0.05,
 ) -> GraphSummary:
     r"""Sums a graph up: flow, dead and central nodes, bottlenecks, communities.
 
@@ -155,7 +157,7 @@ def summarize(
             community of its nodes.
             Default: ``None`` (``communities(graph)``, which takes seconds for 500,000
             links)
-        level (float, optional): The false discovery rate at which links count as
+        fdr (float, optional): The false discovery rate at which links count as
             significant, where they have p-values. All other numbers are of all links:
             give ``graph.significant()`` for those of the significant ones.
             Default: ``0.05``
@@ -166,7 +168,7 @@ def summarize(
     Raises:
         TypeError: If ``graph`` is no ``FlowGraph``.
         ValueError: If the numbers given have other layers or sizes than the graph, or
-            ``level`` is not between 0 and 1.
+            ``fdr`` is not between 0 and 1.
 
     Examples::
 
@@ -187,7 +189,7 @@ def summarize(
         (('h[2]',), 'h[0]', 'h')
     """
     check_graph(graph)
-    check_level(level)
+    check_fdr(fdr)
     if betweenness is None:
         betweenness = betweenness_centrality(graph)
     if community is None:
@@ -204,7 +206,7 @@ def summarize(
     links_in = _links_in(graph)
     significant_in: dict[str, int] = {}
     if graph.has_pvalues:
-        significant_in = _links_in(graph.significant(level))
+        significant_in = _links_in(graph.significant(fdr))
     layers = tuple(
         LayerSummary(
             name=layer.name,
@@ -229,56 +231,8 @@ def summarize(
         layers=layers,
         bottleneck=narrowest.name if narrowest else None,
         communities=tuple(np.bincount(labels).tolist()),
-        level=level if graph.has_pvalues else None,
+        fdr=fdr if graph.has_pvalues else None,
     )
-
-
-def flow_shares(graph: FlowGraph) -> dict[str, Tensor]:
-    r"""Traces the flow back from the outputs: how much of it runs through each node.
-
-    The outputs count alike. Each node's flow divides among the links into it in
-    proportion to their :math:`|w|`, and so on back to the inputs: the path sums (Eq. 4)
-    of the graph with weights divided by the flow into their targets.
-
-    Args:
-        graph (FlowGraph): The graph.
-
-    Returns:
-        dict of str to Tensor: For each layer by name the shares of its nodes, float64
-        of shape [size of the layer]. In a chain the nodes of each layer share 1, less
-        what ends at nodes that nothing flows into.
-
-    Raises:
-        TypeError: If ``graph`` is no ``FlowGraph``.
-
-    Examples::
-
-        >>> from captum_nif import Layer, Link
-        >>> layers = [Layer("x", 2, "input"), Layer("y", 1, "output")]
-        >>> link = Link("x", "y", torch.tensor([[0.6], [-0.2]]))
-        >>> flow_shares(FlowGraph(layers, [link]))["x"]
-        tensor([0.7500, 0.2500], dtype=torch.float64)
-    """
-    check_graph(graph)
-    outputs = [layer for layer in graph.layers if layer.kind == "output"]
-    ends = sum(layer.size for layer in outputs)
-    shares = {
-        layer.name: torch.zeros(layer.size, dtype=torch.float64)
-        for layer in graph.layers
-    }
-    for output in outputs:
-        seed = torch.full((output.size,), 1.0 / ends, dtype=torch.float64)
-        sums = backward_sums(
-            graph.layers,
-            graph.links,
-            output.name,
-            seed,
-            weight_of=lambda link: link.weight.detach().cpu().abs(),
-            normalize="node",
-        )
-        for name, part in sums.items():
-            shares[name] += part
-    return shares
 
 
 def _links_in(graph: FlowGraph) -> dict[str, int]:

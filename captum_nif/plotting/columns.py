@@ -88,6 +88,7 @@ def without_weak(graph: FlowGraph, threshold: Threshold) -> FlowGraph:
     return FlowGraph(
         graph.layers,
         [_at_least(link, least.get(link.ends, 0.0)) for link in graph.links],
+        graph.unit,
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_nif.flow.significance import check_level
+from captum_nif._messages import renamed_argument
+from captum_nif.graph.false_discovery import check_fdr
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.network.adjacency import check_by_layer, node_flows
 from captum_nif.network.centrality import betweenness_centrality
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@renamed_argument("level", "fdr")
 def plot_flow(
     graph: FlowGraph,
     ax: Axes | None = None,
@@ -56,7 +58,7 @@ def plot_flow(
     betweenness: Mapping[str, Tensor] | None = None,
     community: Mapping[str, Tensor] | None = None,
     threshold: Threshold = None,
-    level: float = 0.05,
+    fdr: float = 0.05,
     links_per_node: int | None = None,
     max_nodes: int = 12,
 ) -> Axes:
@@ -88,7 +90,7 @@ def plot_flow(
             target) layer. Weaker links are grey, and count as flow in nothing else
             above.
             Default: ``None``
-        level (float, optional): The false discovery rate at which links are
+        fdr (float, optional): The false discovery rate at which links are
             significant, if the graph has p-values. Other links are grey too, and count
             as little.
             Default: ``0.05``
@@ -104,7 +106,7 @@ def plot_flow(
     Raises:
         TypeError: If ``graph`` is no ``FlowGraph``.
         ValueError: If numbers given have other layers or sizes than the graph,
-            ``threshold`` is negative or names an unknown link, ``level`` is not between
+            ``threshold`` is negative or names an unknown link, ``fdr`` is not between
             0 and 1, or a count is below 1.
 
     Examples::
@@ -126,10 +128,10 @@ def plot_flow(
     for name, count in (("links_per_node", links_per_node), ("max_nodes", max_nodes)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    check_level(level)
+    check_fdr(fdr)
     strong = without_weak(graph, threshold)
     if graph.has_pvalues:
-        strong = strong.significant(level)
+        strong = strong.significant(fdr)
     if betweenness is None:
         betweenness = betweenness_centrality(strong)
     if community is None:

@@ -22,13 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_nif._files import whole_or_nothing
-from captum_nif.flow.significance import check_level
+from captum_nif._messages import renamed_argument
 from captum_nif.graph.elements import Layer
+from captum_nif.graph.false_discovery import check_fdr
 from captum_nif.graph.flow_graph import FlowGraph
-from captum_nif.network.adjacency import dead_nodes, node_count, node_flows
+from captum_nif.graph.path_sums import is_chain
+from captum_nif.network.adjacency import dead_nodes, node_flows
 from captum_nif.network.centrality import betweenness_centrality
 from captum_nif.network.community import gamma_sweep
 from captum_nif.network.export import PALETTE
+from captum_nif.network.node_flow import paths_both_ways
 from captum_nif.network.summary import GraphSummary, summarize
 from captum_nif.plotting.columns import (
     Connections,
@@ -45,6 +48,7 @@ _PROMPT = 20_000  # links up to which five gammas take about a second
 _PATIENT = 200_000  # links up to which one does
 
 
+@renamed_argument("level", "fdr")
 def save_html(
     graph: FlowGraph | Mapping[str, FlowGraph],
     path: str | os.PathLike[str],
@@ -52,7 +56,7 @@ def save_html(
     title: str = "Neural information flow",
     gammas: Sequence[float] = GAMMAS,
     max_links: int = 100_000,
-    level: float = 0.05,
+    fdr: float = 0.05,
 ) -> None:
     r"""Writes flow graphs as one self-contained, interactive page.
 
@@ -77,7 +81,7 @@ def save_html(
             the strongest of each layer. The page says what it leaves out; numbers of
             nodes count everything.
             Default: ``100_000``
-        level (float, optional): The false discovery rate at which links are
+        fdr (float, optional): The false discovery rate at which links are
             significant, where they have p-values. Other links are faint, dashed on
             the strongest paths, and can be hidden, which leaves paths through them
             out; numbers count them, as they are not in ``graph.significant()``.
@@ -86,7 +90,7 @@ def save_html(
     Raises:
         TypeError: If something is no ``FlowGraph``.
         ValueError: If there is no graph, or no ``gamma``, if ``max_links`` is below 1,
-            if ``level`` is not between 0 and 1, or if the graphs have different layers.
+            if ``fdr`` is not between 0 and 1, or if the graphs have different layers.
         OSError: If the file cannot be written; nothing is left behind then.
 
     Examples::
@@ -98,18 +102,19 @@ def save_html(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_html({"population": graph}, f"{folder}/flow.html")
     """
-    page = to_html(graph, title=title, gammas=gammas, max_links=max_links, level=level)
+    page = to_html(graph, title=title, gammas=gammas, max_links=max_links, fdr=fdr)
     with whole_or_nothing(path) as file:
         file.write(page.encode())
 
 
+@renamed_argument("level", "fdr")
 def to_html(
     graph: FlowGraph | Mapping[str, FlowGraph],
     *,
     title: str = "Neural information flow",
     gammas: Sequence[float] = GAMMAS,
     max_links: int = 100_000,
-    level: float = 0.05,
+    fdr: float = 0.05,
 ) -> str:
     r"""Returns the page that :func:`save_html` writes.
 
@@ -118,7 +123,7 @@ def to_html(
         title (str, optional): As for :func:`save_html`.
         gammas (sequence of float, optional): As for :func:`save_html`.
         max_links (int, optional): As for :func:`save_html`.
-        level (float, optional): As for :func:`save_html`.
+        fdr (float, optional): As for :func:`save_html`.
 
     Returns:
         str: A document in HTML, to be encoded as UTF-8.
@@ -128,19 +133,19 @@ def to_html(
     """
     graphs = dict(graph) if isinstance(graph, Mapping) else {"population": graph}
     _check(graphs, gammas, max_links)
-    check_level(level)
+    check_fdr(fdr)
     some = next(iter(graphs.values()))
     data = {
         "title": title,
         "gammas": list(gammas),
-        "level": level,
+        "fdr": fdr,
         "palette": ["rgb({}, {}, {})".format(*colour) for colour in PALETTE],
         "layers": [
             _layer_data(layer, column)
             for layer, column in zip(some.layers, layer_columns(some), strict=True)
         ],
         "graphs": [
-            {"name": name, **_graph_data(each, gammas, max_links, level)}
+            {"name": name, **_graph_data(each, gammas, max_links, fdr)}
             for name, each in graphs.items()
         ],
     }
@@ -225,16 +230,16 @@ def _layer_data(layer: Layer, column: int) -> dict[str, Any]:
 
 
 def _graph_data(
-    graph: FlowGraph, gammas: Sequence[float], max_links: int, level: float
+    graph: FlowGraph, gammas: Sequence[float], max_links: int, fdr: float
 ) -> dict[str, Any]:
     links = connections(graph)
     flow_in, flow_out = node_flows(graph)
     betweenness = betweenness_centrality(graph)
     steps = gamma_sweep(graph, gammas)
     middle = min(steps, key=lambda step: abs(np.log(step.gamma)))
-    paths_in, paths_out = _path_sums(graph, links)
+    paths_in, paths_out = (_row(graph, x) for x in paths_both_ways(graph))
     kept = links.where(_by_rank(graph, links)[:max_links])
-    significant = graph.significant(level) if graph.has_pvalues else graph
+    significant = graph.significant(fdr) if graph.has_pvalues else graph
     insignificant = ~among(graph, kept, connections(significant))
     reached = layer_of_nodes(graph)[links.target]
     into = np.bincount(reached, np.abs(links.weight), len(graph.layers))
@@ -245,7 +250,7 @@ def _graph_data(
         "insignificant": insignificant.nonzero()[0].tolist(),
         "total": len(links.weight),
         "intoLayer": _rounded(into),
-        "isChain": _is_chain(graph),
+        "isChain": is_chain(graph.links),
         "flowIn": _rounded(_row(graph, flow_in)),
         "flowOut": _rounded(_row(graph, flow_out)),
         "betweenness": _rounded(_row(graph, betweenness)),
@@ -254,9 +259,7 @@ def _graph_data(
         "pathsOut": _rounded(paths_out),
         "communities": [_row(graph, step.partition).tolist() for step in steps],
         "modularity": _rounded(np.array([step.standard_modularity for step in steps])),
-        "summary": _summary_data(
-            summarize(graph, betweenness, middle.partition, level)
-        ),
+        "summary": _summary_data(summarize(graph, betweenness, middle.partition, fdr)),
     }
 
 
@@ -272,38 +275,6 @@ def _by_rank(graph: FlowGraph, links: Connections) -> NDArray[np.int64]:
     carried = np.cumsum(ordered) - ordered
     first = np.searchsorted(reached[order], reached[order])
     return order[np.argsort(carried - carried[first], kind="stable")]
-
-
-def _path_sums(
-    graph: FlowGraph, links: Connections
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Absolute path sums from all inputs to each node, and from it to all outputs.
-
-    Weights are as they are in a chain; else those into each node sum to 1, as in the
-    attributions.
-    """
-    layer = layer_of_nodes(graph)
-    kind = np.array([each.kind for each in graph.layers])[layer]
-    weight = np.abs(links.weight)
-    if not _is_chain(graph):
-        weight = (
-            weight / np.bincount(links.target, weight, node_count(graph))[links.target]
-        )
-    paths_in = (kind == "input").astype(np.float64)
-    paths_out = (kind == "output").astype(np.float64)
-    into = [np.flatnonzero(layer[links.target] == n) for n in range(len(graph.layers))]
-    for at in into:
-        source, target = links.source[at], links.target[at]
-        np.add.at(paths_in, target, paths_in[source] * weight[at])
-    for at in reversed(into):
-        source, target = links.source[at], links.target[at]
-        np.add.at(paths_out, source, paths_out[target] * weight[at])
-    return paths_in, paths_out
-
-
-def _is_chain(graph: FlowGraph) -> bool:
-    ends = [link.ends for link in graph.links]
-    return all(len(set(side)) == len(ends) for side in zip(*ends, strict=True))
 
 
 def _row(graph: FlowGraph, values: Mapping[str, Tensor]) -> NDArray[Any]:

@@ -51,6 +51,7 @@ class Trace:
         results (dict of int): where the main result of a layer's call is made.
         calls (dict of ModuleCall): what was called for each layer, by name; without
             inputs, and without an output that is no layer's value.
+        chance (tuple of str): what drew random numbers, if anything did.
     """
 
     structure: Structure
@@ -59,6 +60,7 @@ class Trace:
     made: dict[str, int] = field(default_factory=dict)
     results: dict[str, int] = field(default_factory=dict)
     calls: dict[str, ModuleCall] = field(default_factory=dict)
+    chance: tuple[str, ...] = ()
 
 
 class Dataflow:
@@ -76,6 +78,7 @@ class Dataflow:
         self.output = output
         self._end = record.node(output)
         self._order = record.order
+        self._chance = tuple(record.chance)
         self._inputs = [s for s in record.sources if s.call is None]
         self._layers = [s for s in record.sources if s.call is not None]
         self._categories = frozenset(self._categorical(record.integers))
@@ -204,7 +207,7 @@ class Dataflow:
             add("output", output.reshape(n, math.prod(shape)), "output", shape)
             link([self._end], "output")
         structure = Structure(tuple(layers), tuple(links))
-        return Trace(structure, values, positions, made, results, calls)
+        return Trace(structure, values, positions, made, results, calls, self._chance)
 
     def _value(self, source: Source) -> tuple[Node, bool]:
         """The version that gives the values of a layer's nodes.

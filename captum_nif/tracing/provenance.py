@@ -213,7 +213,8 @@ def _rows_of_segments(call: Call, dim: int) -> Tensor | None:
     onto, index, added = call.tensors
     if call.labels_of(index) is not None:  # each sample chooses by itself
         return None
-    reduce = "index_reduce" if call.name.startswith("index") else "scatter_reduce"
+    if index.dim() == 1:  # one for each place along the axis
+        index = on_axis(index, dim, added.dim()).expand(added.shape)
 
     def rows(t: Tensor, nowhere: float) -> Tensor:
         labels = call.labels_of(t)
@@ -223,10 +224,8 @@ def _rows_of_segments(call: Call, dim: int) -> Tensor | None:
         return torch.where(full > 0, full, nowhere)
 
     def extreme(which: str, nowhere: float) -> Tensor:
-        start = rows(onto, nowhere)
         part = rows(added, nowhere)
-        result: Tensor = getattr(start, reduce)(dim, index, part, which)
-        return result
+        return rows(onto, nowhere).scatter_reduce(dim, index, part, which)
 
     high, low = extreme("amax", 0.0), extreme("amin", torch.inf)
     return compact(high) if bool(((high == low) | (high == 0)).all()) else None

@@ -17,8 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_nif.tracing.functions import distinct, memory_of, tensors_in
+from captum_nif.tracing.disturbances import (
+    batch_statistics_error,
+    draws,
+    running_module,
+    takes_batch_statistics,
+)
+from captum_nif.tracing.functions import Call, distinct, memory_of
 from captum_nif.tracing.label_tensors import rewritten
+from captum_nif.tracing.model_tensors import ModelTensors
 from captum_nif.tracing.origins import (
     Labels,
     average,
@@ -29,6 +36,7 @@ from captum_nif.tracing.origins import (
     untraceable,
 )
 from captum_nif.tracing.sources import Sources, moved, uniform
+from captum_nif.tracing.undisturbed import is_stochastic
 
 Nodes = Literal["channel", "neuron"]
 
@@ -154,14 +162,13 @@ class Record:
         self.moves_by_values = False
         """Whether elements were moved to where values say."""
         self._making: Sequence[Tensor] = ()
-        self.model = model
+        self.chance: dict[str, None] = {}  # what draws random numbers, in order
+        self.held = ModelTensors(model)
         self._nodes = nodes
         self._overrides = overrides or {}
         self._visits = visits or {}
         self.batch = inputs[0].shape[0]
         self._current = WeakTensorKeyDictionary()  # the last version of each tensor
-        self._weights = {id(p): name for name, p in model.named_parameters()}
-        self._attributes = _tensor_attributes(model)
         self._used_attributes: set[str] = set()
         self.integers = frozenset(
             i for i, x in enumerate(inputs) if not x.is_floating_point()
@@ -180,10 +187,10 @@ class Record:
         node = self.known(x)
         if node is not None:
             return node
-        if id(x) in self._weights:
-            return Node(weight=self._weights[id(x)])
-        if id(x) in self._attributes:
-            self._used_attributes.add(self._attributes[id(x)][0])
+        if id(x) in self.held.parameters:
+            return Node(weight=self.held.parameters[id(x)])
+        if id(x) in self.held.attributes:
+            self._used_attributes.add(self.held.attributes[id(x)][0])
             return CONSTANT
         return Node(refused=self.unknown(x))
 
@@ -283,7 +290,7 @@ class Record:
     def relatives(self, x: Tensor) -> list[Tensor]:
         """Other tensors that share the memory of ``x``."""
         memory = memory_of(x)
-        held = [t for _, t in self._attributes.values()]
+        held = [t for _, t in self.held.attributes.values()]
         candidates = [*self._current.keys(), *held]
         found = [t for t in candidates if t is not x and memory_of(t) == memory]
         return distinct(found)
@@ -320,16 +327,6 @@ class Record:
             labels = _overlaid(relative, written, sides, sources)
         self.add(relative, Node(labels, parents, refused=refused))
 
-    def layer_path(self, parameter: str) -> str:
-        """The module that owns a parameter; or the parameter, if it owns several."""
-        path, parametrized, _ = parameter.partition(".parametrizations.")
-        if parametrized:
-            return path
-        path, _, _ = parameter.rpartition(".")
-        owner = self.model.get_submodule(path)
-        matrices = [p for p in owner.parameters(recurse=False) if p.dim() > 1]
-        return path if path and len(matrices) == 1 else parameter
-
     def unknown(self, x: Tensor) -> str:
         """Why a tensor that nothing traced has made cannot be read, if it may."""
         n = self.batch
@@ -343,9 +340,9 @@ class Record:
         )
 
     def check_state(self) -> None:
-        """Refuse models that hand values of one call on to the next."""
-        held = _tensor_attributes(self.model) if self._used_attributes else {}
-        for name, x in held.values():
+        """Refuse models that keep values of one call for the next."""
+        held = self.held.attributes_now() if self._used_attributes else {}
+        for name, x in held.items():
             if name in self._used_attributes and not self.node(x).is_constant:
                 raise NotImplementedError(
                     f"{name!r} is read and then overwritten with values that depend on "
@@ -353,6 +350,23 @@ class Record:
                     "one batch would explain another. Reset the state in `forward`, or "
                     "wrap the stateful part in a module and name it in `layers=`."
                 )
+
+    def watch(
+        self, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> None:
+        """Note a call that draws random numbers, refuse one that mixes samples."""
+        mixes = takes_batch_statistics(name, args, kwargs)
+        if not mixes and not draws(name, args, kwargs):
+            return
+        module, where = running_module(self.held.model)
+        if mixes and not module.training:
+            raise batch_statistics_error(name, where)
+        if not mixes or not is_stochastic(module):
+            self.chance[f"`{name}` in {where}"] = None
+
+    def refine(self, call: Call, labels: list[Labels]) -> list[Labels]:
+        """Labels of the results of a call, as they are to be kept."""
+        return labels
 
 
 def _overlaid(
@@ -368,17 +382,3 @@ def _overlaid(
         channels = rewritten(relative, written, old.channels, new.channels)
     rows = rewritten(relative, written, old.rows, new.rows)
     return Labels(relative.shape, rows, channels, sources)
-
-
-def _tensor_attributes(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
-    """The tensors that the model's modules hold besides parameters, by id."""
-    found = {}
-    for prefix, module in model.named_modules():
-        held = {k: v for k, v in vars(module).items() if k not in _BARE}
-        for key, value in (*held.items(), *module._buffers.items()):
-            for t in tensors_in(value):
-                found[id(t)] = (f"{prefix}.{key}".lstrip("."), t)
-    return found
-
-
-_BARE = frozenset(vars(nn.Module()))

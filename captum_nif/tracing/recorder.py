@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from captum_nif.tracing.blocks import BlockRecord
+from captum_nif.tracing.disturbances import WATCHED
 from captum_nif.tracing.function_layers import function_layer
 from captum_nif.tracing.functions import (
     KEEPING,
@@ -36,6 +38,7 @@ from captum_nif.tracing.layers import Layer
 from captum_nif.tracing.origins import Labels, untraceable
 from captum_nif.tracing.provenance import propagate
 from captum_nif.tracing.record import CONSTANT, ModuleCall, Node, Record, Source
+from captum_nif.tracing.selection import Selection, default_layers_inside
 from captum_nif.tracing.undisturbed import Hooks
 
 # Functions through which values leave torch, and through which they may come back.
@@ -48,10 +51,7 @@ class Recorder(TorchFunctionMode):
 
     Args:
         record (Record): where to.
-        layers (Mapping): the modules that are layers, with their paths.
-        strict (bool): take functions with a parameter, outside any layer, for layers.
-        channel_axes (Mapping, optional): where the channels are in what a layer
-            returns, if the user says so.
+        selection (Selection): which modules are layers.
         on_layer (callable, optional): looks at each layer when it has run, and may
             replace what it returns.
     """
@@ -59,27 +59,24 @@ class Recorder(TorchFunctionMode):
     def __init__(
         self,
         record: Record,
-        layers: Mapping[nn.Module, str],
-        strict: bool = True,
-        channel_axes: Mapping[nn.Module, int] | None = None,
+        selection: Selection,
         on_layer: LayerVisit | None = None,
     ) -> None:
         super().__init__()
         self.record = record
+        self._selection = selection
         self._on_layer = on_layer
-        self._layers = layers
-        self._strict = strict
-        self._channel_axes = channel_axes or {}
         self._left = False  # whether traced values have left torch
         self._calls: dict[str, int] = {}
         self._depth = 0
         self._read: list[tuple[Tensor, Node, int]] = []  # by the layer that is running
         self._mixed: list[str] = []  # mixing functions of the layer that is running
         self._mixed_before: list[str] = []
+        self._block: Recorder | None = None  # follows the layer that is running
         self._hooks = Hooks()
 
     def __enter__(self) -> Recorder:
-        for module in self._layers:
+        for module in self._selection.paths:
             self._hooks.add(
                 module.register_forward_pre_hook(self._before, with_kwargs=True),
                 module.register_forward_hook(self._after),
@@ -88,6 +85,7 @@ class Recorder(TorchFunctionMode):
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._leave_block()  # where an exception ended it
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self._hooks.remove()
 
@@ -101,14 +99,27 @@ class Recorder(TorchFunctionMode):
             if self._depth == 1:
                 with torch._C.DisableTorchFunction():  # hooks run inside the mode
                     self._enter_layer(args, kwargs)
+                if layer_type_of(module) is None:
+                    inside = Selection(default_layers_inside(module))
+                    self._block = Recorder(BlockRecord(self.record), inside)
+                    self._block.__enter__()
 
     def _after(self, module: nn.Module, args: object, output: object) -> object:
         if self._hooks.is_of_this_thread:
             self._depth -= 1
             if self._depth == 0:
+                inside = self._leave_block()
                 with torch._C.DisableTorchFunction():
-                    return self._leave_layer(module, output)
+                    return self._leave_layer(module, output, inside)
         return None
+
+    def _leave_block(self) -> Record | None:
+        """Stop following a block inside; gives what was seen there."""
+        block, self._block = self._block, None
+        if block is None:
+            return None
+        block.__exit__(None, None, None)
+        return block.record
 
     def _enter_layer(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Note what a layer takes."""
@@ -122,10 +133,13 @@ class Recorder(TorchFunctionMode):
                 self._read.insert(0, (argument.data, refused, 0))
         self._mixed, self._mixed_before = [], self._mixed or self._mixed_before
 
-    def _leave_layer(self, module: nn.Module, output: object) -> object:
+    def _leave_layer(
+        self, module: nn.Module, output: object, block: Record | None
+    ) -> object:
         """Start a source from what a layer returns; gives it back, to be told apart."""
         tensors = leaves_of(output)
-        path = self._layers[module]
+        path = self._selection.paths[module]
+        inside = [block.node(t).labels for t in tensors] if block else []
         if all(node.is_constant for _, node, _ in self._read):
             self.record.happened(path, ())
             for t in tensors:
@@ -160,8 +174,8 @@ class Recorder(TorchFunctionMode):
             source.name,
             source.index,
             [(t.dim(), node.labels) for t, node, _ in self._read],
-            self._channel_axes.get(module),
-            [],
+            (self._selection.channel_axes or {}).get(module),
+            inside,
             self._mixed or self._mixed_before,
         )
         self._start(source, tensors, layer.output_labels(tensors), taken, written)
@@ -223,6 +237,8 @@ class Recorder(TorchFunctionMode):
         name = function_name(func)
         if name in MIXING_FUNCTIONS:
             self._mixed.append(name)
+        if name in WATCHED:
+            self.record.watch(name, args, kwargs)
         if self._depth:
             self._peek(tensors)
             return func(*args, **kwargs)
@@ -232,7 +248,8 @@ class Recorder(TorchFunctionMode):
         self.record.happened(raw_name(func), done.made)
         if done.made:
             call = Call(func, args, kwargs, self._labels_of(tensors), done.made)
-            replaced = self._record(call, done.written)
+            with torch._C.DisableTorchFunction():
+                replaced = self._record(call, done.written)
             if replaced is not None:
                 return _replaced(done.result, replaced)
         elif name in _LEAVING and not all(
@@ -275,7 +292,7 @@ class Recorder(TorchFunctionMode):
         if any(node.labels is not None for node in parents):
             if call.name in MOVING and call.has_index_from_inputs:
                 self.record.moves_by_values = True
-            labels = _understood(call)
+            labels = self.record.refine(call, _understood(call))
             if weights and (made := self._layer(call, weights, labels, written)):
                 return made
             for t, its_labels in zip(call.outputs, labels, strict=True):
@@ -305,14 +322,12 @@ class Recorder(TorchFunctionMode):
     ) -> Sequence[Tensor]:
         """Start a source from what a function computes with a parameter, if it does."""
         parameter = next(iter(weights.values()))
-        layer = (
-            function_layer(call, weights, labels, parameter) if self._strict else None
-        )
-        if layer is None:
+        layer = function_layer(call, weights, labels, parameter)
+        if layer is None or not self._selection.is_default:
             return ()
         tensors = tensors_read(call.func, call.args, call.kwargs)
         reads = [self.record.node(t) for t in tensors]
-        path = self.record.layer_path(parameter)
+        path = self.record.held.owner(parameter)
         source = self._source(path, reads, layer.reads_categories)
         outputs = self._visited(source.name, None, list(call.outputs))
         labels = layer.output_labels(outputs, source.index)

@@ -366,7 +366,7 @@ el("graph-choice").hidden = data.graphs.length < 2;
 el("gamma").max = gammas.length - 1;
 el("gamma").value = state.gamma;
 el("gamma-choice").hidden = gammas.length < 2;
-el("level").textContent = percent(data.level);
+el("fdr").textContent = percent(data.fdr);
 el("pixel-legend").hidden = !layers.some((layer) => layer.image);
 for (const kind of ["weak", "middle", "strong"]) {
   append(el("width-legend"), "i", "", { className: `line ${kind}` });

@@ -7,38 +7,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captum_nif import MixedKSG
-from captum_nif.flow.significance import (
-    check_level,
-    false_discovery,
-    jackknife,
-    leave_groups_out,
-    link_pvalues,
-    tie_classes,
-    upper_tail,
-)
-
-
-def variables(kind, samples, count, seed=0):
-    """Independent variables of one kind."""
-    generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(samples, count, generator=generator, dtype=torch.float64)
-    if kind == "untied":
-        return normal
-    if kind == "relu":  # from 20 % to 80 % zeros
-        return (normal - torch.linspace(-0.84, 0.84, count)).relu()
-    if kind == "90 % zeros":
-        return (normal - 1.28).relu()
-    if kind == "binary":
-        return (normal > torch.linspace(-1, 1, count)).double()
-    assert kind == "levels"
-    return (normal * torch.linspace(0.5, 4, count)).round()
-
-
-KINDS = ["untied", "relu", "90 % zeros", "binary", "levels"]
+from captum_nif.flow.jackknife import leave_groups_out
+from captum_nif.flow.permutation_test import link_pvalues, tie_classes, upper_tail
+from tests.tied_variables import KINDS, variables
 
 floats = st.floats(-10, 10, allow_subnormal=False)
 
@@ -185,7 +160,7 @@ def test_pvalues_do_not_change_under_monotone_maps_and_come_again():
     raw = MixedKSG(formula="paper")
     assert torch.equal(link_pvalues(raw, x, y), link_pvalues(raw, x.exp(), y**3))
     assert not torch.equal(link_pvalues(MixedKSG(), x, y, seed=1), once)
-    assert not torch.equal(link_pvalues(MixedKSG(), x, y, draws=100), once)
+    assert not torch.equal(link_pvalues(MixedKSG(), x, y, n_permutations=100), once)
 
 
 def test_samples_stay_and_so_does_random_state(rng_untouched):
@@ -217,27 +192,54 @@ class Counted(Spearman):
 
 
 @pytest.mark.parametrize(
-    ("draws", "sides"),
+    ("n_permutations", "sides"),
     [
         # Twenty for each of 3 x 3 links, 3 x 60, 60 x 3 and 60 x 60; 1024 to 16384.
         (None, [32, 60, 60, 128]),
         (200, [15, 15, 15, 15]),
     ],
 )
-def test_tables_grow_with_the_links_they_serve(draws, sides):
+def test_tables_grow_with_the_links_they_serve(n_permutations, sides):
     halves = (torch.arange(80.0) < 40).double()[:, None].expand(-1, 60)
     both = torch.cat([variables("untied", 80, 3), halves], dim=1)
     seen = []
-    link_pvalues(Counted(seen), both, both, draws=draws)
+    link_pvalues(Counted(seen), both, both, n_permutations=n_permutations)
     assert seen == [(63, 63), *((side, side) for side in sides)]
+
+
+def test_the_old_name_of_n_permutations_is_still_taken():
+    x, y = variables("untied", 50, 3), variables("untied", 50, 2)
+    with pytest.warns(DeprecationWarning, match="n_permutations") as warned:
+        old = link_pvalues(MixedKSG(), x, y, draws=100)
+    assert warned[0].filename == __file__
+    assert torch.equal(old, link_pvalues(MixedKSG(), x, y, n_permutations=100))
+    with pytest.raises(TypeError, match="drop `draws`"):
+        link_pvalues(MixedKSG(), x, y, draws=100, n_permutations=100)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_default_dtype_changes_nothing(dtype):
+    # A sample size of its own, so that tables are made under the setting.
+    samples = 60 + torch.finfo(dtype).bits + (dtype == torch.bfloat16)
+    x, y = variables("untied", samples, 3), variables("relu", samples, 2)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        within = link_pvalues(MixedKSG(), x, y, n_permutations=100)
+    finally:
+        torch.set_default_dtype(before)
+    # As the default is 4 here, k=4 gives the same from tables of its own.
+    fresh = link_pvalues(MixedKSG(k=4), x, y, n_permutations=100)
+    assert MixedKSG().neighbours(samples - 1) == 4
+    assert torch.equal(within, fresh)
 
 
 def test_bad_links_are_refused():
     x, y = variables("untied", 50, 3), variables("untied", 50, 2)
-    with pytest.raises(ValueError, match="draws must be at least 100, got 99"):
-        link_pvalues(MixedKSG(), x, y, draws=99)
-    with pytest.raises(TypeError, match="draws must be an int or None, got 'many'"):
-        link_pvalues(MixedKSG(), x, y, draws="many")
+    with pytest.raises(ValueError, match="n_permutations must be at least 100, got 99"):
+        link_pvalues(MixedKSG(), x, y, n_permutations=99)
+    with pytest.raises(TypeError, match="n_permutations must be an int or None"):
+        link_pvalues(MixedKSG(), x, y, n_permutations="many")
     with pytest.raises(TypeError, match="y must be a tensor"):
         link_pvalues(MixedKSG(), x, y.numpy())
     with pytest.raises(ValueError, match="samples"):
@@ -283,7 +285,7 @@ def test_classes_hold_variables_that_tie_alike(columns):
 def test_classes_of_more_variables_than_are_sorted_at_once(monkeypatch):
     x = torch.cat([variables(kind, 40, 5) for kind in KINDS], dim=1)
     whole = tie_classes(x)
-    monkeypatch.setattr("captum_nif.flow.significance._BUDGET", 120)
+    monkeypatch.setattr("captum_nif.flow.permutation_test._BUDGET", 120)
     parts = tie_classes(x)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[kind], parts[kind]) for kind in whole)
@@ -371,149 +373,3 @@ def test_draws_that_are_all_alike_tell_nothing_beyond_their_number():
 def test_far_values_are_never_impossible():
     null = torch.linspace(0, 1, 1000)
     assert upper_tail(null, torch.tensor([1e300])).item() > 0
-
-
-# --- false discovery ------------------------------------------------------------------
-
-
-@settings(max_examples=50)
-@given(st.lists(st.lists(st.floats(0, 1), max_size=5), min_size=1, max_size=4))
-def test_adjusted_pvalues_are_those_of_benjamini_and_hochberg(parts):
-    together = [p for part in parts for p in part]
-    if not together:
-        return
-    tensors = [torch.tensor(part, dtype=torch.float64) for part in parts]
-    found = false_discovery(tensors)
-    assert [len(part) for part in found] == [len(part) for part in parts]
-    # The textbook: the least of m p_j / j over all p_j that are at least as large.
-    ordered = sorted(together)
-    wanted = [
-        min(
-            min(1.0, q * len(ordered) / (rank + 1))
-            for rank, q in enumerate(ordered)
-            if q >= p
-        )
-        for p in together
-    ]
-    assert torch.cat(found).tolist() == pytest.approx(wanted)
-
-
-def test_shapes_and_precision():
-    found = false_discovery([torch.tensor([[0.5, 0.01]]), torch.ones(2, 1).bfloat16()])
-    assert [tuple(part.shape) for part in found] == [(1, 2), (2, 1)]
-    assert {part.dtype for part in found} == {torch.float64}
-
-
-def test_few_discoveries_are_false_where_nodes_depend_on_each_other():
-    rates = []
-    for seed in range(30):
-        shared = variables("untied", 150, 2, 3 * seed)
-        x = (variables("untied", 150, 16, 3 * seed + 1) + shared[:, :1]).relu()
-        y = variables("untied", 150, 8, 3 * seed + 2) + shared[:, 1:]
-        y[:, 4:] += 2 * shared[:, :1]  # of 128 links 64 exist
-        (adjusted,) = false_discovery([link_pvalues(MixedKSG(k=5), x, y, seed=seed)])
-        found = adjusted <= 0.1
-        rates.append(float(found[:, :4].sum() / max(1, int(found.sum()))))
-        assert found[:, 4:].any()
-    # The rate holds on average; five standard deviations of that.
-    assert np.mean(rates) < 0.1 + 5 * np.std(rates) / math.sqrt(30)
-
-
-def test_few_graphs_without_links_show_one():
-    # All that is found is false, so the rate is the share of graphs where something is.
-    # Where nodes are mostly 0, mutual information leaps when their samples coincide.
-    shown = 0
-    for seed in range(20):
-        x, y = (variables("90 % zeros", 100, 16, 2 * seed + n) for n in range(2))
-        (adjusted,) = false_discovery([link_pvalues(MixedKSG(), x, y, seed=seed)])
-        shown += bool((adjusted <= 0.1).any())
-    # Even were the rate twice what it should be, more would come once in a million.
-    assert scipy.stats.binom(20, 0.2).sf(shown - 1) > 1e-6
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, math.nan])
-def test_levels_lie_between_0_and_1(level):
-    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
-        check_level(level)
-
-
-def test_levels_are_numbers():
-    with pytest.raises(TypeError, match="got str"):
-        check_level("0.05")
-
-
-# --- standard errors ------------------------------------------------------------------
-
-
-@given(st.integers(2, 40), st.data())
-def test_every_sample_is_left_out_once(samples, data):
-    groups = data.draw(st.integers(2, samples))
-    kept = [set(rows.tolist()) for rows in leave_groups_out(samples, groups)]
-    out = [set(range(samples)) - rows for rows in kept]
-    assert len(kept) == groups
-    assert sorted(n for group in out for n in group) == list(range(samples))
-    assert max(map(len, out)) - min(map(len, out)) <= 1
-
-
-def test_groups_are_made_by_chance_from_a_seed():
-    def left_out(seed):
-        return [rows.tolist() for rows in leave_groups_out(50, 5, seed)]
-
-    assert left_out(0) == left_out(0) != left_out(1)
-    assert left_out(0)[0] != list(range(10, 50))
-
-
-@pytest.mark.parametrize("groups", [0, 1, 11])
-def test_groups_that_cannot_be_made_are_refused(groups):
-    with pytest.raises(ValueError, match=f"from 2 to .* 10, got {groups}"):
-        list(leave_groups_out(10, groups))
-
-
-def test_the_jackknife_of_means_is_their_standard_error():
-    x = variables("untied", 60, 3)
-    singly = torch.stack([x[rows].mean(0) for rows in leave_groups_out(60, 60)])
-    assert torch.allclose(jackknife(singly), x.std(0) / math.sqrt(60))
-    grouped, means = [], []
-    for rows in leave_groups_out(60, 6):
-        others = torch.ones(60, dtype=torch.bool)
-        others[rows] = False
-        grouped.append(x[rows].mean(0))
-        means.append(x[others].mean(0))
-    # Groups of 10 are six samples of a mean of 10.
-    wanted = torch.stack(means).std(0) / math.sqrt(6)
-    assert torch.allclose(jackknife(torch.stack(grouped)), wanted)
-
-
-def test_the_jackknife_equals_its_formula():
-    values = variables("untied", 7, 4).view(7, 2, 2)
-    mean = sum(values) / 7
-    wanted = (6 / 7 * sum((value - mean) ** 2 for value in values)).sqrt()
-    assert torch.allclose(jackknife(values), wanted)
-    with pytest.raises(ValueError, match="at least two values, got 1"):
-        jackknife(values[:1])
-
-
-def test_standard_errors_are_the_scatter_over_independent_backgrounds():
-    ksg, samples, query = MixedKSG(k=5), 200, variables("untied", 6, 10, 999)
-
-    def estimates(x):
-        pairs = x[:, :5], x[:, 5:]
-        return torch.stack(
-            [ksg.mi(*pairs), *ksg.pmi(*pairs, (query[:, :5], query[:, 5:]))]
-        )
-
-    def background(seed):
-        x = variables("untied", samples, 10, seed)
-        x[:, 5:] += x[:, :5]
-        return x
-
-    truth = torch.stack([estimates(background(seed)) for seed in range(60)]).var(0)
-    errors = []
-    for seed in range(60, 72):
-        x = background(seed)
-        parts = [estimates(x[rows]) for rows in leave_groups_out(samples)]
-        errors.append(jackknife(torch.stack(parts)))
-    found = torch.stack(errors).square().mean(0)
-    for part in (slice(0, 1), slice(1, None)):  # of the population, and of samples
-        ratio = (found[part].mean() / truth[part].mean()).sqrt()
-        assert 0.7 < ratio < 1.5
