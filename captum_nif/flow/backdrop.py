@@ -19,8 +19,8 @@ from captum_nif.flow.disturbances import warn_if_disturbed
 from captum_nif.flow.population import Modules, check_alike
 from captum_nif.graph.elements import Layer
 from captum_nif.tracing.dataflow import Structure
-from captum_nif.tracing.layout import Arrangement
-from captum_nif.tracing.replay import Script, Watched
+from captum_nif.tracing.layout import Arrangement, Layout
+from captum_nif.tracing.replay import Look, Script, Watched
 from captum_nif.tracing.tracer import as_visit, rehearse, trace, watch
 
 MAX_ROWS = 1024
@@ -41,6 +41,7 @@ class Backdrop:
         structure (Structure): layers, of channels, and links.
         made (dict of int): see :class:`~captum_nif.tracing.dataflow.Trace`.
         results (dict of int): see :class:`~captum_nif.tracing.dataflow.Trace`.
+        states (dict): see :class:`~captum_nif.tracing.replay.Rehearsal`.
         script (Script or None): see :func:`captum_nif.tracing.tracer.watch`.
         size (int): number of samples N.
         rows (tuple of Tensor): by input, some samples, [rows, ...].
@@ -49,11 +50,13 @@ class Backdrop:
         means (tuple of Tensor): by input the mean of all samples, float64, [1, ...].
         value_means (dict of Tensor): by hidden layer the mean of its value, float64,
             [channels, places].
+        state_means (dict of Tensor): the same of states, by where they are made.
     """
 
     structure: Structure
     made: Mapping[str, int]
     results: Mapping[str, int]
+    states: Mapping[str, Mapping[int, Layout]]
     script: Script | None
     size: int
     rows: tuple[Tensor, ...]
@@ -61,6 +64,7 @@ class Backdrop:
     kept: Tensor
     means: tuple[Tensor, ...]
     value_means: Mapping[str, Tensor]
+    state_means: Mapping[int, Tensor]
 
     @property
     def inputs(self) -> list[Layer]:
@@ -100,14 +104,10 @@ def summarize_background(
         check_inputs(model, inputs, what)
         if not first:
             first = inputs
-            found, script = rehearse(model, *_a_few(inputs, extra), layers)
-            sizes = {layer.name: layer.size for layer in found.structure.layers}
+            found, states, script = rehearse(model, *_a_few(inputs, extra), layers)
         check_alike(first, inputs, what)
         values = _Values()
-        looks = {
-            position: Watched(sizes[name], values.of(name))
-            for name, position in found.made.items()
-        }
+        looks = looks_at(found.structure, found.made, states, values.of)
         if chosen.seen:
             arguments = model, inputs, extra, layers, looks, script
             _, structure = watch(*arguments, gradients=False)
@@ -132,14 +132,38 @@ def summarize_background(
         found.structure,
         found.made,
         found.results,
+        states,
         script,
         chosen.seen,
         chosen.rows,
         chosen.extra,
         chosen.numbers,
         tuple(means.pop(x.name) for x in found.structure.layers[: len(first)]),
-        means,
+        {name: means[name] for name in found.made},
+        {at: means[at] for own in states.values() for at in own},
     )
+
+
+def looks_at(
+    structure: Structure,
+    made: Mapping[str, int],
+    states: Mapping[str, Mapping[int, Layout]],
+    look: Callable[[str | int], Look],
+) -> dict[int, Watched]:
+    """Looks at the values of all layers, and at states.
+
+    Args:
+        structure (Structure): the layers.
+        made (Mapping): see :class:`~captum_nif.tracing.dataflow.Trace`.
+        states (Mapping): see :class:`~captum_nif.tracing.replay.Rehearsal`.
+        look (Callable): what looks, by the name of a layer or where a state is made.
+    """
+    looks = {}
+    for name, position in made.items():
+        looks[position] = Watched(structure.layer(name).size, look(name))
+        for at, layout in states.get(name, {}).items():
+            looks[at] = Watched(layout.count, look(at), layout)
+    return looks
 
 
 def _a_few(
@@ -156,9 +180,9 @@ class _Values:
     """Sums over the samples of one batch of the values of layers, as they are made."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str | int, Tensor] = {}
 
-    def of(self, name: str) -> Callable[[Tensor, Arrangement | None], None]:
+    def of(self, name: str | int) -> Look:
         """What looks at the value of a layer."""
 
         def look(x: Tensor, arrangement: Arrangement | None) -> None:
@@ -173,12 +197,13 @@ class _Sums:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self.totals: dict[str, Tensor] = {}
+        self.totals: dict[str | int, Tensor] = {}
 
-    def add(self, name: str, total: Tensor) -> None:
+    def add(self, name: str | int, total: Tensor) -> None:
         if not bool(total.isfinite().all()):
+            who = f"The layer {name!r}" if isinstance(name, str) else "A state"
             raise ValueError(
-                f"The layer {name!r} gives NaN or infinity for {self._what}: check the "
+                f"{who} gives NaN or infinity for {self._what}: check the "
                 "model's weights and the scale of its inputs."
             )
         earlier = self.totals.get(name)

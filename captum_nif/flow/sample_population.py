@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_nif._blocks import blocks
-from captum_nif.flow.backdrop import Backdrop
+from captum_nif.flow.backdrop import Backdrop, looks_at
 from captum_nif.flow.batches import cut
 from captum_nif.flow.checks import check_differentiable, check_same
 from captum_nif.flow.hybrids import Hybrids
@@ -49,12 +49,12 @@ class Slopes:
     Args:
         inputs (tuple of Tensor): slope on each input element, float32 or better,
             [groups, S, ...]; zeros for an input that is no variable.
-        layers (dict of Tensor): slope on each node and place of hidden layers,
-            [groups, S, channels, places].
+        layers (dict of Tensor): slope on each node and place of hidden layers, by name,
+            and of states, by where they are made, [groups, S, channels, places].
     """
 
     inputs: tuple[Tensor, ...]
-    layers: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str | int, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,15 +73,15 @@ class _Averages:
     count: int
     blocks: int
     groups: int = 1
-    slopes: dict[str, Tensor] | None = None
+    slopes: dict[str | int, Tensor] | None = None
 
     def of(
-        self, name: str | None, arrangement: Arrangement, gradient: Tensor
+        self, name: str | int | None, arrangement: Arrangement, gradient: Tensor
     ) -> Tensor:
         """A gradient, with the mean over its hybrids in the place of each.
 
         Args:
-            name (str or None): the layer whose slopes this gradient gives.
+            name (str, int or None): the layer, or the state, whose slopes this gives.
             arrangement (Arrangement): where samples are in it.
             gradient (Tensor): of a value, or of what a layer computed.
         """
@@ -140,47 +140,52 @@ class HybridPass:
         self._end = end or backdrop.structure.output.name
         self._targets: Tensor | None = None
         self._keeps_values = with_samples
-        self.values: dict[str, Tensor] = {}
-        """Of the samples themselves, by layer, [S, channels, places]."""
+        self.values: dict[str | int, Tensor] = {}
+        """Of the samples themselves, as slopes on them, [S, channels, places]."""
         mixed = hybrids.of(samples, backdrop.rows)
         if with_samples:
             mixed = tuple(
                 torch.cat([u, x]) for u, x in zip(mixed, samples, strict=True)
             )
-        with torch.inference_mode(False):  # tensors that gradients can flow to
+        with torch.inference_mode(False), torch.enable_grad():
             self._leaves = tuple(
                 u.detach().clone().requires_grad_(u.is_floating_point()) for u in mixed
             )
-        output, structure = watch(
-            model,
-            self._leaves,
-            repeated(extra, self._s, m + with_samples),
-            layers,
-            self._looks(backdrop),
-            backdrop.script,
-        )
+            output, structure = watch(
+                model,
+                self._leaves,
+                repeated(extra, self._s, m + with_samples),
+                layers,
+                self._looks(backdrop),
+                backdrop.script,
+            )
+            self.output = output.reshape(len(mixed[0]), -1)
         if structure is not None:
             check_same(backdrop.structure, structure, "the samples")
-        self.output = output.reshape(len(mixed[0]), -1)
         if self._end == backdrop.structure.output.name:
             self._targets = self.output
 
     def _looks(self, backdrop: Backdrop) -> dict[int, Watched]:
         """What is done at the results and values of layers, which may be the same."""
-        sizes = {layer.name: layer.size for layer in backdrop.structure.layers}
-        looks: dict[int, Watched] = {}
-        for name, position in backdrop.results.items():
-            looks[position] = Watched(sizes[name], self._meet_result)
-        for name, position in backdrop.made.items():
-            looks[position] = Watched(sizes[name], partial(self._meet_value, name))
-        return looks
+        structure = backdrop.structure
+        results = {
+            position: Watched(structure.layer(name).size, self._meet_result)
+            for name, position in backdrop.results.items()
+        }
+        values = looks_at(
+            structure,
+            backdrop.made,
+            backdrop.states,
+            lambda name: partial(self._meet_value, name),
+        )
+        return results | values
 
     def _meet_result(self, x: Tensor, arrangement: Arrangement | None) -> None:
         if arrangement is not None:
             self._average(None, x, arrangement)
 
     def _meet_value(
-        self, name: str, x: Tensor, arrangement: Arrangement | None
+        self, name: str | int, x: Tensor, arrangement: Arrangement | None
     ) -> None:
         assert arrangement is not None  # values have channels
         # At once, and copied: a model may overwrite the tensor.
@@ -191,9 +196,18 @@ class HybridPass:
             self._targets = arrangement.group(x).mean(-1)
         self._average(name, x, arrangement)
 
-    def _average(self, name: str | None, x: Tensor, arrangement: Arrangement) -> None:
+    def _average(
+        self, name: str | int | None, x: Tensor, arrangement: Arrangement
+    ) -> None:
         if x.requires_grad:
             x.register_hook(partial(self._averages.of, name, arrangement))
+
+    @property
+    def _of_hybrids(self) -> Tensor:
+        """1 for rows of hybrids, 0 for those of the samples themselves."""
+        ones = torch.ones(len(self.output), device=self.output.device)
+        ones[self._averages.count * self._s :] = 0
+        return ones
 
     def objective(self, nodes: Tensor) -> Tensor:
         """The value of one node of the end layer, of each hybrid of each sample.
@@ -202,8 +216,9 @@ class HybridPass:
             nodes (Tensor): the node of each sample, int64, [S].
         """
         assert self._targets is not None
-        index = nodes.to(self._targets.device).repeat(self._averages.blocks)
-        return self._targets.gather(1, index[:, None])[:, 0]
+        with torch.inference_mode(False), torch.enable_grad():
+            index = nodes.to(self._targets.device).repeat(self._averages.blocks)
+            return self._targets.gather(1, index[:, None])[:, 0]
 
     def slopes(
         self,
@@ -231,8 +246,9 @@ class HybridPass:
         averages.groups, averages.slopes = groups, {} if units else None
         with torch.inference_mode(False):
             found = torch.autograd.grad(
-                objective[: averages.count * self._s].sum(),
+                objective,
                 [x for x in self._leaves if x.requires_grad],
+                self._of_hybrids.to(objective.dtype),
                 retain_graph=keep,
                 allow_unused=True,
             )

@@ -21,6 +21,7 @@ from captum_nif.tracing.dataflow import Trace
 from captum_nif.tracing.functions import leaves_of, perform, raw_name, version
 from captum_nif.tracing.layout import Arrangement, Layout
 from captum_nif.tracing.record import Record
+from captum_nif.tracing.states import states_of
 from captum_nif.tracing.undisturbed import Hooks
 
 Look = Callable[[Tensor, Arrangement | None], object]
@@ -29,10 +30,29 @@ tell."""
 
 
 class Watched(NamedTuple):
-    """A tensor of so many channels, and what looks at it when it is made."""
+    """A tensor of so many channels, and what looks at it when it is made.
+
+    A state has a layout by itself.
+    """
 
     channels: int
     look: Look
+    layout: Layout | None = None
+
+
+class Rehearsal(NamedTuple):
+    """What a traced pass told of a model.
+
+    Args:
+        trace (Trace): its layers, links and values.
+        states (dict): by the name of a recurrent layer, where its states are made; see
+            :func:`captum_nif.tracing.states.states_of`.
+        script (Script or None): how to meet all values again.
+    """
+
+    trace: Trace
+    states: dict[str, dict[int, Layout]]
+    script: Script | None
 
 
 @dataclass(frozen=True)
@@ -51,11 +71,21 @@ class Script:
     places: Mapping[int, tuple[int, int, Layout]]
 
 
-def script_of(record: Record, trace: Trace) -> Script | None:
+def rehearsal(record: Record, trace: Trace) -> Rehearsal:
+    """What a pass told that has been recorded."""
+    states = states_of(record, trace)
+    return Rehearsal(trace, states, _script(record, trace, states))
+
+
+def _script(
+    record: Record, trace: Trace, states: Mapping[str, Mapping[int, Layout]]
+) -> Script | None:
     """How to meet the values of all layers again; None if counting does not tell."""
     if record.moves_by_values:
         return None
     places = {}
+    for position, layout in (at for own in states.values() for at in own.items()):
+        places[position] = *record.made_by[position], layout
     for positions in (trace.made, trace.results):
         for name, position in positions.items():
             call, result = record.made_by[position]
@@ -63,10 +93,10 @@ def script_of(record: Record, trace: Trace) -> Script | None:
             channels = trace.structure.layer(name).size
             if result < 0 or labels is None or record.batch < 2:
                 return None
-            layout = labels.arrangement(record.batch, channels)
-            if not isinstance(layout, Layout):
+            arrangement = labels.arrangement(record.batch, channels)
+            if not isinstance(arrangement, Layout):
                 return None
-            places[position] = call, result, layout
+            places[position] = call, result, arrangement
     return Script(tuple(record.calls), places)
 
 

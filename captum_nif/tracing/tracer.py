@@ -30,13 +30,21 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from captum_nif.tracing.calling import explained_tensor, unwrapped
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
+from captum_nif.tracing.layout import Arrangement
 from captum_nif.tracing.record import Node, Nodes, Record, Visit
 from captum_nif.tracing.recorder import LayerVisit, Recorder
-from captum_nif.tracing.replay import Replay, Script, Watched, script_of
+from captum_nif.tracing.replay import (
+    Rehearsal,
+    Replay,
+    Script,
+    Watched,
+    rehearsal,
+)
 from captum_nif.tracing.selection import Layers, Selection, find_layers, select
 from captum_nif.tracing.undisturbed import undisturbed
 
 __all__ = [
+    "Rehearsal",
     "Script",
     "Structure",
     "Trace",
@@ -148,7 +156,7 @@ def rehearse(
     inputs: tuple[Tensor, ...],
     extra: tuple[Any, ...] = (),
     layers: Layers = None,
-) -> tuple[Trace, Script | None]:
+) -> Rehearsal:
     """Trace a model, and learn where to meet the values of its layers again.
 
     Args:
@@ -159,7 +167,7 @@ def rehearse(
         layers (list or dict or str, optional): see :func:`trace`.
 
     Returns:
-        Trace and Script: see :func:`trace` and :func:`watch`.
+        Rehearsal: the trace, and what :func:`watch` takes.
     """
     selection = select(model, layers)
     _check_inputs(inputs)
@@ -167,7 +175,7 @@ def rehearse(
         arguments = _fresh(tuple(x.detach() for x in inputs), extra)
         record = _record_of(model, arguments)
         found = _followed(record, selection, *arguments).trace(inputs)
-        return found, script_of(record, found)
+        return rehearsal(record, found)
 
 
 def watch(
@@ -191,7 +199,7 @@ def watch(
         extra (tuple): see :func:`trace`.
         layers (list or dict or str, optional): see :func:`trace`.
         looks (Mapping): what to look at, by the position in :attr:`Trace.made` or
-            :attr:`Trace.results`.
+            :attr:`Trace.results`, or among the states.
         script (Script, optional): from :func:`rehearse`.
         gradients (bool): whether to record what gradients need.
 
@@ -226,7 +234,9 @@ def as_visit(n: int, watched: Watched) -> Visit:
 
     def visit(x: Tensor, node: Node) -> None:
         labels = node.labels
-        known = None if labels is None else labels.arrangement(n, watched.channels)
+        known: Arrangement | None = watched.layout
+        if known is None and labels is not None:
+            known = labels.arrangement(n, watched.channels)
         watched.look(x, known)
 
     return visit
