@@ -75,6 +75,7 @@ __all__ = [
     "plot_saliency",
     "prune",
     "pruning_curve",
+    "register_layer_type",
     "save_html",
     "summarize",
     "to_html",

@@ -24,7 +24,8 @@ _ALONE = 2
 """Samples that are run alone. Not one, which some models squeeze away."""
 
 _NEGLIGIBLE = 1e-3
-"""Values smaller than this share of the largest layer's are compared with that share."""
+"""Smaller values than this share of the largest layer's are compared with that share.
+"""
 
 
 def watch(
