@@ -142,15 +142,12 @@ class HybridPass:
         self._keeps_values = with_samples
         self.values: dict[str | int, Tensor] = {}
         """Of the samples themselves, as slopes on them, [S, channels, places]."""
-        mixed = hybrids.of(samples, backdrop.rows)
-        if with_samples:
-            mixed = tuple(
-                torch.cat([u, x]) for u, x in zip(mixed, samples, strict=True)
-            )
         with torch.inference_mode(False), torch.enable_grad():
-            self._leaves = tuple(
-                u.detach().clone().requires_grad_(u.is_floating_point()) for u in mixed
-            )
+            mixed = hybrids.of([x.detach() for x in samples], backdrop.rows)
+            if with_samples:
+                pairs = zip(mixed, samples, strict=True)
+                mixed = tuple(torch.cat([u, x.detach()]) for u, x in pairs)
+            self._leaves = tuple(u.requires_grad_(u.is_floating_point()) for u in mixed)
             output, structure = watch(
                 model,
                 self._leaves,
