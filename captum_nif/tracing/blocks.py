@@ -32,7 +32,8 @@ class BlockRecord(Record):
         self.held, self.batch, self.integers = outer.held, outer.batch, outer.integers
         self.sources, self.order = [Source("block", 0)], []
         self._outer = outer
-        self._overrides, self._visits = {}, {}
+        self.calls, self.made_by, self.moves_by_values = [], [], False
+        self._overrides, self._visits, self._making = {}, {}, ()
         self._current = WeakTensorKeyDictionary()
         self._used_attributes = set()
 
