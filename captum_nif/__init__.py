@@ -9,18 +9,39 @@ from captum_nif.estimators import (
     PMIEstimator,
     Prepared,
 )
-from captum_nif.flow.permutation_test import link_pvalues
-from captum_nif.graph.flow_graph import FlowGraph, Layer, Link
-from captum_nif.network.centrality import betweenness_centrality
-from captum_nif.network.community import communities, gamma_sweep, modularity
-from captum_nif.network.export import write_gexf, write_graphml, write_json
-from captum_nif.network.summary import flow_shares, summarize
-from captum_nif.plotting.flow_figure import plot_flow
-from captum_nif.plotting.heatmaps import plot_attribution_matrix, plot_saliency
-from captum_nif.plotting.page import save_html, to_html
+from captum_nif.flow import link_pvalues
+from captum_nif.graph import FlowGraph, Layer, Link
+from captum_nif.network import (
+    GraphSummary,
+    LayerSummary,
+    SweepStep,
+    betweenness_centrality,
+    communities,
+    flow_shares,
+    gamma_sweep,
+    modularity,
+    path_flow,
+    summarize,
+    write_gexf,
+    write_graphml,
+    write_json,
+)
+from captum_nif.plotting import (
+    plot_attribution_matrix,
+    plot_flow,
+    plot_saliency,
+    save_html,
+    to_html,
+)
 from captum_nif.pruning import CurveRow, plot_pruning_curve, prune, pruning_curve
-from captum_nif.tracing.calling import Constant
-from captum_nif.tracing.tracer import Structure, Trace, trace
+from captum_nif.tracing import (
+    Constant,
+    LayerType,
+    Structure,
+    Trace,
+    register_layer_type,
+    trace,
+)
 
 __all__ = [
     "EDGE",
@@ -29,13 +50,17 @@ __all__ = [
     "CurveRow",
     "FlowGraph",
     "GaussianCopula",
+    "GraphSummary",
     "Layer",
+    "LayerSummary",
+    "LayerType",
     "Link",
     "MixedKSG",
     "NIFAttribution",
     "PMIEstimator",
     "Prepared",
     "Structure",
+    "SweepStep",
     "Trace",
     "betweenness_centrality",
     "communities",
@@ -43,12 +68,14 @@ __all__ = [
     "gamma_sweep",
     "link_pvalues",
     "modularity",
+    "path_flow",
     "plot_attribution_matrix",
     "plot_flow",
     "plot_pruning_curve",
     "plot_saliency",
     "prune",
     "pruning_curve",
+    "register_layer_type",
     "save_html",
     "summarize",
     "to_html",

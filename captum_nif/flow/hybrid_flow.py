@@ -24,7 +24,7 @@ from captum_nif.flow.options import Options
 from captum_nif.flow.sample_population import Backdrop, HybridPass, passes
 from captum_nif.graph.elements import Link
 from captum_nif.graph.flow_graph import FlowGraph
-from captum_nif.graph.path_sums import Normalization
+from captum_nif.graph.path_sums import Normalization, is_chain
 
 OWN_BATCH = 256
 """Hybrids that run through the model at a time, where the background is explained."""
@@ -90,9 +90,8 @@ class HybridFlow:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every layer reads just one."""
-        targets = [link.target for link in self.links]
-        return len(set(targets)) == len(targets)
+        """Whether layers read each other in turn."""
+        return is_chain(self.links)
 
     @property
     def own_query(self) -> HybridQuery:

@@ -24,7 +24,7 @@ from captum_nif.flow.link_weights import LinkRule
 from captum_nif.flow.permutation_test import link_pvalues
 from captum_nif.graph.elements import Layer, Link, sorted_sparse
 from captum_nif.graph.flow_graph import FlowGraph
-from captum_nif.graph.path_sums import Normalization, backward_sums
+from captum_nif.graph.path_sums import Normalization, backward_sums, is_chain
 from captum_nif.tracing.tracer import Structure
 
 _BUDGET = 1 << 25
@@ -103,9 +103,8 @@ class Flow:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every layer reads just one (all lead to one output, so in turn)."""
-        targets = [link.target for link in self.links]
-        return len(set(targets)) == len(targets)
+        """Whether layers read each other in turn."""
+        return is_chain(self.links)
 
     def prepare(self, advance: Advance = ignore_progress) -> None:
         """Does once what all links share: ranking and sorting every layer's values.

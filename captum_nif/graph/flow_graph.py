@@ -6,9 +6,9 @@ import numbers
 import operator
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, ClassVar, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -163,11 +163,13 @@ class FlowGraph:
         summary = ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
         return "\n  ".join([f"FlowGraph({summary})", *table])
 
+    html_renderer: ClassVar[Callable[[FlowGraph], str | None] | None] = None
+    """What notebooks show a graph with; set by :mod:`captum_nif.plotting`."""
+
     def _repr_html_(self) -> str | None:
         """The page of :func:`~captum_nif.save_html` in a frame, for notebooks."""
-        from captum_nif.plotting.page import notebook_html
-
-        return notebook_html(self)
+        renderer = type(self).html_renderer
+        return None if renderer is None else renderer(self)
 
     def named(self, **labels: Sequence[str]) -> FlowGraph:
         r"""Gives nodes names of their own, as pictures and exports show them.
@@ -316,7 +318,7 @@ class FlowGraph:
     def adjusted_pvalues(self) -> dict[tuple[str, str], Tensor]:
         r"""Adjusts the p-values of all pairs of nodes in the graph for their number.
 
-        See :func:`~captum_nif.graph.false_discovery.false_discovery`. Pairs that are no
+        By Benjamini and Hochberg (1995). Pairs that are no
         connection, as where :meth:`top` dropped it, count with the rest: choosing
         links by their strength does not make the rest more significant.
 

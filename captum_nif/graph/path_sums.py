@@ -47,6 +47,12 @@ class Ends(Protocol):
 L = TypeVar("L", bound=Ends)
 
 
+def is_chain(links: Iterable[Ends]) -> bool:
+    """Whether every layer reads one layer at most, and is read by one at most."""
+    ends = [(link.source, link.target) for link in links]
+    return all(len(set(side)) == len(ends) for side in zip(*ends, strict=True))
+
+
 def backward_sums(
     layers: Sequence[Layer],
     links: Iterable[L],

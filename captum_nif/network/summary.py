@@ -13,7 +13,6 @@ from torch import Tensor
 from captum_nif._messages import renamed_argument
 from captum_nif.graph.false_discovery import check_fdr
 from captum_nif.graph.flow_graph import FlowGraph, Layer
-from captum_nif.graph.path_sums import backward_sums
 from captum_nif.network.adjacency import (
     by_layer,
     check_by_layer,
@@ -23,6 +22,7 @@ from captum_nif.network.adjacency import (
 )
 from captum_nif.network.centrality import betweenness_centrality
 from captum_nif.network.community import communities, flat_partition
+from captum_nif.network.node_flow import flow_shares
 
 _CENTRAL = 3
 
@@ -233,54 +233,6 @@ def summarize(
         communities=tuple(np.bincount(labels).tolist()),
         fdr=fdr if graph.has_pvalues else None,
     )
-
-
-def flow_shares(graph: FlowGraph) -> dict[str, Tensor]:
-    r"""Traces the flow back from the outputs: how much of it runs through each node.
-
-    The outputs count alike. Each node's flow divides among the links into it in
-    proportion to their :math:`|w|`, and so on back to the inputs: the path sums (Eq. 4)
-    of the graph with weights divided by the flow into their targets.
-
-    Args:
-        graph (FlowGraph): The graph.
-
-    Returns:
-        dict of str to Tensor: For each layer by name the shares of its nodes, float64
-        of shape [size of the layer]. In a chain the nodes of each layer share 1, less
-        what ends at nodes that nothing flows into.
-
-    Raises:
-        TypeError: If ``graph`` is no ``FlowGraph``.
-
-    Examples::
-
-        >>> from captum_nif import Layer, Link
-        >>> layers = [Layer("x", 2, "input"), Layer("y", 1, "output")]
-        >>> link = Link("x", "y", torch.tensor([[0.6], [-0.2]]))
-        >>> flow_shares(FlowGraph(layers, [link]))["x"]
-        tensor([0.7500, 0.2500], dtype=torch.float64)
-    """
-    check_graph(graph)
-    outputs = [layer for layer in graph.layers if layer.kind == "output"]
-    ends = sum(layer.size for layer in outputs)
-    shares = {
-        layer.name: torch.zeros(layer.size, dtype=torch.float64)
-        for layer in graph.layers
-    }
-    for output in outputs:
-        seed = torch.full((output.size,), 1.0 / ends, dtype=torch.float64)
-        sums = backward_sums(
-            graph.layers,
-            graph.links,
-            output.name,
-            seed,
-            weight_of=lambda link: link.weight.detach().cpu().abs(),
-            normalize="node",
-        )
-        for name, part in sums.items():
-            shares[name] += part
-    return shares
 
 
 def _links_in(graph: FlowGraph) -> dict[str, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.network.adjacency import dead_nodes, node_count, node_spans
-from captum_nif.network.summary import flow_shares
+from captum_nif.network.node_flow import flow_shares
 from captum_nif.plotting.columns import (
     Connections,
     among,

@@ -26,10 +26,12 @@ from captum_nif._messages import renamed_argument
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.false_discovery import check_fdr
 from captum_nif.graph.flow_graph import FlowGraph
-from captum_nif.network.adjacency import dead_nodes, node_count, node_flows
+from captum_nif.graph.path_sums import is_chain
+from captum_nif.network.adjacency import dead_nodes, node_flows
 from captum_nif.network.centrality import betweenness_centrality
 from captum_nif.network.community import gamma_sweep
 from captum_nif.network.export import PALETTE
+from captum_nif.network.node_flow import paths_both_ways
 from captum_nif.network.summary import GraphSummary, summarize
 from captum_nif.plotting.columns import (
     Connections,
@@ -235,7 +237,7 @@ def _graph_data(
     betweenness = betweenness_centrality(graph)
     steps = gamma_sweep(graph, gammas)
     middle = min(steps, key=lambda step: abs(np.log(step.gamma)))
-    paths_in, paths_out = _path_sums(graph, links)
+    paths_in, paths_out = (_row(graph, x) for x in paths_both_ways(graph))
     kept = links.where(_by_rank(graph, links)[:max_links])
     significant = graph.significant(fdr) if graph.has_pvalues else graph
     insignificant = ~among(graph, kept, connections(significant))
@@ -248,7 +250,7 @@ def _graph_data(
         "insignificant": insignificant.nonzero()[0].tolist(),
         "total": len(links.weight),
         "intoLayer": _rounded(into),
-        "isChain": _is_chain(graph),
+        "isChain": is_chain(graph.links),
         "flowIn": _rounded(_row(graph, flow_in)),
         "flowOut": _rounded(_row(graph, flow_out)),
         "betweenness": _rounded(_row(graph, betweenness)),
@@ -273,38 +275,6 @@ def _by_rank(graph: FlowGraph, links: Connections) -> NDArray[np.int64]:
     carried = np.cumsum(ordered) - ordered
     first = np.searchsorted(reached[order], reached[order])
     return order[np.argsort(carried - carried[first], kind="stable")]
-
-
-def _path_sums(
-    graph: FlowGraph, links: Connections
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Absolute path sums from all inputs to each node, and from it to all outputs.
-
-    Weights are as they are in a chain; else those into each node sum to 1, as in the
-    attributions.
-    """
-    layer = layer_of_nodes(graph)
-    kind = np.array([each.kind for each in graph.layers])[layer]
-    weight = np.abs(links.weight)
-    if not _is_chain(graph):
-        weight = (
-            weight / np.bincount(links.target, weight, node_count(graph))[links.target]
-        )
-    paths_in = (kind == "input").astype(np.float64)
-    paths_out = (kind == "output").astype(np.float64)
-    into = [np.flatnonzero(layer[links.target] == n) for n in range(len(graph.layers))]
-    for at in into:
-        source, target = links.source[at], links.target[at]
-        np.add.at(paths_in, target, paths_in[source] * weight[at])
-    for at in reversed(into):
-        source, target = links.source[at], links.target[at]
-        np.add.at(paths_out, source, paths_out[target] * weight[at])
-    return paths_in, paths_out
-
-
-def _is_chain(graph: FlowGraph) -> bool:
-    ends = [link.ends for link in graph.links]
-    return all(len(set(side)) == len(ends) for side in zip(*ends, strict=True))
 
 
 def _row(graph: FlowGraph, values: Mapping[str, Tensor]) -> NDArray[Any]:

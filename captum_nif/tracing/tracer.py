@@ -71,7 +71,7 @@ def trace(
 
     Raises:
         TypeError: if it cannot be told which of the tensors that the model returns is
-            its output; see :func:`~captum_nif.tracing.calling.explained_tensor`.
+            its output: of several, one must be called ``logits``.
         ValueError: if a layer named by the user takes no part in the output.
         NotImplementedError: if a layer or the output reads a tensor that cannot be
             followed; the message names the layer and the cause.
