@@ -89,10 +89,14 @@ class NIFAttribution(Attribution):
         forward_func (torch.nn.Module): The trained network, in eval mode. Its layers
             are found by running it; see :mod:`captum_nif.tracing`. TransformerEncoder
             layers leave their fast path, as under any hook.
-        layers (list of str or torch.nn.Module, optional): Modules to take as layers, by
-            their names (as in ``model.named_modules()``) or as objects. Default: all
-            linear, convolutional, embedding, recurrent and attention modules that are
-            called.
+        layers (list or dict or str, optional): Modules to take as layers, by their
+            names (as in ``model.named_modules()``) or as objects; as a dict, with the
+            axis along which the channels lie in what each returns, or None where that
+            is told by what runs inside. Names after a plus sign, as ``"+encoder"``, are
+            taken besides the default. Default: all linear, convolutional, embedding,
+            recurrent and attention modules that are called, and functions that are
+            called with a parameter, such as ``F.linear``; see
+            :mod:`captum_nif.tracing`.
         estimator (PMIEstimator, optional): Estimator of PMI.
             Default: :class:`~captum_nif.MixedKSG` with its defaults
         relevance (str, optional): ``"pairwise"``, the information between the two nodes
@@ -299,8 +303,8 @@ class NIFAttribution(Attribution):
                 the model's device.
             *labels (any): Refused: the model's own outputs are used.
             additional_forward_args (any, optional): Further arguments of ``forward``, a
-                tuple if several. Tensors follow the samples along axis 0. They are
-                constants, not nodes.
+                tuple if several. Tensors follow the samples along axis 0, unless they
+                are wrapped in a :class:`~captum_nif.Constant`. They are no nodes.
                 Default: None
             batch_size (int, optional): Samples in a forward pass, where ``background``
                 is not cut into batches already.
@@ -321,6 +325,12 @@ class NIFAttribution(Attribution):
                 or the background is empty.
             NotImplementedError: If the model computes what cannot be followed; the
                 message names the layer and the cause.
+            Exception: What the model itself raises, as torch does for inputs of another
+                shape than it takes; from Python 3.11 on with a note on what was run.
+
+        Warns:
+
+            UserWarning: If values depend on chance or on the other samples of a batch.
 
         Examples::
 

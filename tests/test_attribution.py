@@ -435,6 +435,33 @@ def test_additional_forward_args_follow_the_samples():
     assert not torch.equal(shifted[0], found[0])
 
 
+def plain_chain(depth):
+    torch.manual_seed(0)
+    layers = []
+    for _ in range(depth):
+        linear = nn.Linear(24, 24)
+        nn.init.kaiming_normal_(linear.weight)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(24, 3)).eval()
+
+
+def test_sums_over_long_chains_say_what_to_do():
+    model, x = plain_chain(30), torch.randn(200, 24)
+    nif = NIFAttribution(model).fit(x)
+    with pytest.warns(UserWarning, match=r'up to 31 links.*normalize="node"'):
+        found = nif.attribute(x[:4] + 0.01, target=0)
+    assert found.isfinite().all()
+    with pytest.warns(UserWarning, match="normalize"):
+        nif.attribution_matrix()
+    # as advised: no warning
+    normalized = NIFAttribution(model, normalize="node").fit(x)
+    found = normalized.attribute(x[:4] + 0.01, target=0)
+    assert found.isfinite().all()
+    assert found.any()
+    faithful = NIFAttribution(model, preset="faithful").fit(x)
+    assert faithful.attribute(x[:4] + 0.01, target=0).any()
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_internal_batches_do_not_show(net):
     model, x = made_exact(net), rounded(samples(net, 40))

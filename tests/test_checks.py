@@ -19,6 +19,7 @@ from captum_nif.flow.checks import (
     check_own_population,
     check_reached,
     check_same,
+    check_scale,
 )
 from captum_nif.flow.population import run_population
 from captum_nif.tracing.tracer import Structure, trace
@@ -425,6 +426,19 @@ def test_redundancy_of_many_features_asks_for_groups():
             call()
     mask = torch.arange(1025).div(410, rounding_mode="floor")
     assert nif.attribute(x[:2], 0, feature_mask=mask).shape == (2, 1025)
+
+
+@pytest.mark.parametrize("largest", [float("inf"), float("nan"), 1e39, -1e39])
+def test_sums_over_paths_that_overflow_are_refused(largest):
+    sums = [torch.zeros(2), torch.tensor([[1.0, largest]], dtype=torch.float64)]
+    with raises(ValueError, "overflow", "up to 41 links", 'normalize="node"'):
+        check_scale(sums, links=41)
+
+
+def test_sums_over_short_paths_may_have_any_scale():
+    for largest in (1e-9, 1.0, 1e9, 0.0):
+        check_scale([torch.full((2,), largest), torch.empty(0)], links=7)
+    check_scale([torch.zeros(3)], links=40)  # no information is none
 
 
 def test_token_ids_among_inputs_that_flow():

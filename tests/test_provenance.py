@@ -61,6 +61,14 @@ RANK_2 = {
     "argmax": lambda x: x.argmax(1),
     "one hot": lambda x: F.one_hot(x.argmax(1), 4),
     "looked up": lambda x: F.embedding(x.argmax(1), torch.eye(4)),
+    "rows of a table": lambda x: torch.eye(4)[x.argmax(1)],
+    "rows of a table, selected": lambda x: torch.eye(4).index_select(0, x.argmax(1)),
+    "columns of a table, selected": lambda x: torch.eye(4).index_select(1, x.argmax(1)),
+    "gathered of a table": lambda x: torch.eye(N, 4).cumsum(1).gather(1, x.argsort(1)),
+    "taken along a table": lambda x: torch.take_along_dim(
+        torch.eye(N, 4).cumsum(1), x.argsort(1), 1
+    ),
+    "taken of a table": lambda x: torch.arange(4.0).take(x.argsort(1)),
     "kthvalue": lambda x: x.kthvalue(2, 1).values,
     "mode": lambda x: x.mode().values,
     "cumsum": lambda x: x.cumsum(1),
@@ -305,7 +313,7 @@ MIXED = {
     "convolved over samples": lambda x: F.conv1d(x[None], torch.ones(2, N, 1)),
     "resized over samples": lambda x: F.interpolate(x.T[None], scale_factor=2.0),
     "group norm of one": lambda x: F.group_norm(x.reshape(1, -1), 2),
-    "rows of one table by another": lambda x: torch.ones(4, 2)[x.argmax(1)],
+    "parts of a table by columns": lambda x: torch.ones(2, 4)[:, x.argmax(1)],
     "covariance": lambda x: torch.cov(x.T),
     "singular": lambda x: torch.linalg.svd(x, full_matrices=False)[0],
     "fourier": lambda x: torch.fft.fft(x, dim=0).real,
@@ -345,7 +353,8 @@ def test_what_mixes_samples_is_lost(case):
 def test_a_function_of_no_family_is_named():
     _, labels = labels_after(lambda x: torch.trapezoid(x, dim=1), torch.randn(N, 4))
     assert labels.rows is None
-    assert labels.untraceable == "`trapezoid` is not known to keep samples apart"
+    why = "`trapezoid` is not known to keep samples apart, in 'model' (Identity)"
+    assert labels.untraceable == why
 
 
 # --- what the derivatives say ---------------------------------------------------------
@@ -369,7 +378,11 @@ def dependence(function, *xs: Tensor) -> list[Tensor]:
     return found
 
 
-SMOOTH = [case for case in KEPT if case[1] not in ("argmax", "one hot", "looked up")]
+SMOOTH = [
+    case
+    for case in KEPT
+    if case[1] not in ("argmax", "one hot", "looked up") and "a table" not in case[1]
+]
 # these scale channels by one another, or choose them by their values, and keep them
 SCALING = [
     "softmax", "implicit softmax", "transposed softmax", "normalize", "layer norm",

@@ -183,6 +183,25 @@ CASES = {
         "w",
         lambda m, x: F.conv2d(x, m.w, padding=1).relu(),
     ),
+    "a weight expanded to the batch": (  # relative positions, as in XLNet
+        lambda: Net(
+            lambda m, x: m.b(
+                torch.einsum(
+                    "nic,jnc->nij",
+                    m.a(x),
+                    (m.positions @ m.w)[:, None].expand(-1, len(x), -1),
+                )
+            ),
+            a=nn.Linear(4, 3),
+            w=parameter(2, 3),
+            positions=torch.randn(7, 2),
+            b=nn.Linear(7, 2),
+        ),
+        TOKENS,
+        "input > a > w > b > output",
+        "w",
+        lambda m, x: (m.a(x) @ (m.positions @ m.w).T).mT,
+    ),
     "bilinear": (
         lambda: between(lambda m, h: F.bilinear(h, h, m.w), w=parameter(3, 3, 3)),
         VECTOR,

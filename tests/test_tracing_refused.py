@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -308,11 +309,50 @@ def test_naming_the_module_makes_a_refused_model_traceable():
 
     model = nn.Sequential(nn.Linear(4, 3), Smoothed(), nn.ReLU(), nn.Linear(3, 2))
     x = torch.randn(N, 4)
-    with pytest.raises(NotImplementedError, match=r"`trapezoid`.*in `layers=`"):
+    advice = r"`trapezoid` .*, in '1' \(Smoothed\)\. `layers=\"\+1\"` makes the"
+    with pytest.raises(NotImplementedError, match=advice):
         trace(model, (x,))
-    found = trace(model, (x,), layers=["0", "1", "3"])
+    found = trace(model, (x,), layers="+1")
     assert set(found.structure.links) == arrows("input > 0 > 1 > 3")
     assert torch.equal(found.values["1"], model[:3](x).detach())
+
+
+class Routed(nn.Module):
+    """A mixture of experts for tokens, sorted by the expert that they go to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 2)
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x):
+        tokens = x.flatten(0, 1)
+        chosen = self.gate(tokens).argmax(-1)
+        order = chosen.sort().indices
+        parts = tokens[order].split(chosen.bincount(minlength=2).tolist())
+        y = torch.cat([f(part) for f, part in zip(self.experts, parts, strict=True)])
+        return y[order.argsort()].view(x.shape)
+
+
+def test_a_mixture_of_experts_is_one_layer_as_advised():
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: m.b((x + m.moe(m.a(x))).mean(1)),
+        a=nn.Linear(4, 4),
+        moe=Routed(),
+        b=nn.Linear(4, 2),
+    ).eval()
+    x = torch.randn(TOKENS)
+    with pytest.raises(NotImplementedError, match="only some of the samples") as caught:
+        trace(model, (x,))
+    (advice,) = re.findall(r'`layers="(.*)"`', str(caught.value))
+    assert advice == "+moe"
+    found = trace(model, (x,), layers=advice)
+    assert set(found.structure.links) == arrows("input > a > moe > b, input > b")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            found.values["moe"], model.moe(model.a(x)).double().mean(1).float()
+        )
 
 
 def test_what_is_refused_on_a_dead_path_does_not_matter():

@@ -436,7 +436,9 @@ def test_a_function_that_fails_on_labels_is_refused_and_named(monkeypatch):
     with Recorder(record, Selection({model: "model"})), torch.no_grad():
         y = model(x).relu()
     labels = record.node(y).labels
-    why = "`relu` with such arguments is not understood (unheard of)"
+    why = (
+        "`relu` with such arguments is not understood (unheard of), in 'model' (Linear)"
+    )
     assert labels.untraceable == why
     assert labels.sources.union == {1}
     assert untraceable(y.shape, why).rows is None

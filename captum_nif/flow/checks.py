@@ -104,6 +104,36 @@ def check_reached(structure: Structure, samples: Sequence[Tensor]) -> None:
         )
 
 
+_DEEP = 8
+"""Links on a path from which sums of products may leave any scale."""
+
+_LARGE = 1e6
+"""Sums beyond this number, or below its inverse, have left the scale of nats."""
+
+
+def check_scale(sums: Sequence[Tensor], links: int) -> None:
+    """Refuses or warns of sums over long paths that grew or vanished with their length.
+
+    Args:
+        sums (sequence of Tensor): over paths whose links are not normalized.
+        links (int): how many links the longest path may have.
+
+    Raises:
+        ValueError: if they do not fit single precision.
+    """
+    tops = [x.abs().max().double() for x in sums if x.numel()]
+    largest = float(torch.stack(tops).max())  # NaN, if there is one
+    advice = (
+        f"they are products of up to {links} links, which grow or vanish with depth. "
+        'Pass `normalize="node"` (or take `graph.normalized("node")`), which gives '
+        "routes of any length one scale."
+    )
+    if not largest < torch.finfo(torch.float32).max:
+        raise ValueError(f"Sums over paths overflow: {advice}")
+    if links >= _DEEP and largest and not 1 / _LARGE < largest < _LARGE:
+        warn(f"The largest sum over paths is {largest:.0e}: {advice}")
+
+
 # --- what values depend on ------------------------------------------------------------
 
 

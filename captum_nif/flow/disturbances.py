@@ -24,8 +24,7 @@ _ALONE = 2
 """Samples that are run alone. Not one, which some models squeeze away."""
 
 _NEGLIGIBLE = 1e-3
-"""Smaller values than this share of the largest layer's are compared with that share.
-"""
+"""Values below this share of the largest layer's are compared with that share."""
 
 
 def watch(

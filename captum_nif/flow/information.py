@@ -9,7 +9,7 @@ information, and an attribution is the sum over paths of the products of their l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from captum_nif.estimators import Prepared
+from captum_nif.flow.checks import check_scale
 from captum_nif.flow.feature_groups import FeatureGroups
 from captum_nif.flow.link_weights import LinkRule
 from captum_nif.flow.permutation_test import link_pvalues
@@ -254,6 +255,7 @@ class Flow:
             )
             for name in inputs:
                 sums[name].append(found[name])
+        self._check_scale([x for parts in sums.values() for x in parts], normalize)
         return {
             name: self._spread(name, torch.cat(parts)) for name, parts in sums.items()
         }
@@ -298,6 +300,7 @@ class Flow:
 
         seed = torch.eye(self._sizes[end], dtype=torch.float64).to(classes.device)
         sums = backward_sums(self.layers, self.links, end, seed, averaged, normalize)
+        self._check_scale([sums[layer.name] for layer in self._inputs], normalize)
         return {layer.name: sums[layer.name] for layer in self._inputs}
 
     def attribution_matrix(
@@ -316,7 +319,15 @@ class Flow:
         """
         graph = self.population_graph(end, None, advance)
         graph = graph if normalize is None else graph.normalized(normalize)
-        return graph.path_sums(layer=end)
+        matrix = graph.path_sums(layer=end)
+        self._check_scale([matrix], normalize)
+        return matrix
+
+    def _check_scale(
+        self, sums: Sequence[Tensor], normalize: Normalization | None
+    ) -> None:
+        if normalize is None:
+            check_scale(sums, links=len(self.layers) - 1)
 
     @property
     def _inputs(self) -> list[Layer]:

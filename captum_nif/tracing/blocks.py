@@ -17,8 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from captum_nif.tracing.functions import Call
 from captum_nif.tracing.layers import channel_axis, numbered
 from captum_nif.tracing.origins import Labels
-from captum_nif.tracing.record import Node, Record, Source
-from captum_nif.tracing.sources import uniform
+from captum_nif.tracing.record import Node, Record
 
 
 class BlockRecord(Record):
@@ -29,8 +28,9 @@ class BlockRecord(Record):
     """
 
     def __init__(self, outer: Record) -> None:
-        self.held, self.batch, self.integers = outer.held, outer.batch, outer.integers
-        self.sources, self.order = [Source("block", 0)], []
+        self.held, self.batch = outer.held, outer.batch
+        self.integers, self.looked_up = outer.integers, outer.looked_up
+        self.sources, self.order = list(outer.sources), []
         self._outer = outer
         self.calls, self.made_by, self.moves_by_values = [], [], False
         self._overrides, self._visits, self._making = {}, {}, ()
@@ -81,7 +81,4 @@ def _seen_from_inside(node: Node) -> Node:
     channels = labels.channels
     if channels is None and labels.rows is not None:  # unknown ones agree with any
         channels = torch.zeros((1,) * len(labels.shape), device=labels.rows.device)
-    inside = Labels(
-        labels.shape, labels.rows, channels, uniform([0]), labels.untraceable
-    )
-    return Node(inside, refused=node.refused)
+    return Node(replace(labels, channels=channels), refused=node.refused)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captum_nif.graph.elements import Kind, Layer
 from captum_nif.tracing.record import ModuleCall, Node, Record, Source
+from captum_nif.tracing.refusals import no_layer, unfollowed
 
 
 @dataclass(frozen=True)
@@ -77,31 +78,28 @@ class Dataflow:
     def __init__(self, record: Record, output: Tensor) -> None:
         self.output = output
         self._end = record.node(output)
-        self._order = record.order
+        self._order, self._held = record.order, record.held
         self._chance = tuple(record.chance)
         self._inputs = [s for s in record.sources if s.call is None]
         self._layers = [s for s in record.sources if s.call is not None]
-        self._categories = frozenset(self._categorical(record.integers))
+        self._categories = frozenset(self._categorical(record))
         self._flow_back()
         self.sources = [s for s in self._layers if s.index in self._used]
         self._refuse_unknown()
 
-    def _categorical(self, integers: frozenset[int]) -> set[int]:
+    def _categorical(self, record: Record) -> set[int]:
         """Which integer inputs are no nodes: numbers of categories, masks, lengths.
 
-        What an embedding reads is a category, whatever else is made of it. Other
+        What is looked up in a table is a category, whatever else is made of it. Other
         integers are values if something reads them alone, as pixels are read; what is
         only met together with values of layers is a mask, a length or a position.
         """
-        looked_up, alone = set[int](), set[int]()
-        readers = [(s.reads, s.reads_categories) for s in self._layers]
-        for reads, of_categories in (*readers, ([self._end], False)):
+        alone: set[int] = set()
+        for reads in (*(source.reads for source in self._layers), [self._end]):
             sources = [node.sources for node in reads]
-            if of_categories:
-                looked_up.update(*(some for some in sources if some <= integers))
-            elif all(some <= integers for some in sources):
+            if all(some <= record.integers for some in sources):
                 alone.update(*sources)
-        return {i for i in integers if i in looked_up or i not in alone}
+        return {i for i in record.integers if i in record.looked_up or i not in alone}
 
     def _flow_back(self) -> None:
         """Find what reaches the output, from the last version of a tensor to the first.
@@ -137,10 +135,10 @@ class Dataflow:
             for read in source.reads:
                 why = read.refused or (read.labels.untraceable if read.labels else "")
                 if why:
-                    raise _unfollowed(f"The layer {source.name!r}", why)
+                    raise unfollowed(f"The layer {source.name!r}", why)
             for root in source.roots[:1]:
                 if root.labels is not None and root.labels.untraceable:
-                    raise _no_layer(source, root.labels.untraceable)
+                    raise no_layer(source.name, root.labels.untraceable)
         labels, why = self._end.labels, self._end.refused
         if labels is None:
             why = why or "it does not depend on the inputs"
@@ -152,7 +150,7 @@ class Dataflow:
                 "stands at place i of its first axis"
             )
         if why:
-            raise _unfollowed("The output", why)
+            raise unfollowed("The output", why)
 
     def trace(self, inputs: tuple[Tensor, ...]) -> Trace:
         """Structure and values.
@@ -242,7 +240,9 @@ class Dataflow:
         main = source.roots[0]
         if main.value is not None:  # its states are read as well
             return main, False
-        raise _no_layer(source, "it gives values for only some of the samples")
+        assert source.call is not None
+        why = "it gives values for only some of the samples"
+        raise no_layer(source.name, why, self._held.around(source.call.path))
 
     def _is_value(self, source: Source) -> bool:
         """Whether the output is the layer's value, one element a channel, in order."""
@@ -251,22 +251,3 @@ class Dataflow:
         return index is not None and torch.equal(
             index, torch.arange(len(self.output) * source.size, device=index.device)
         )
-
-
-def _unfollowed(reader: str, why: str) -> NotImplementedError:
-    return NotImplementedError(
-        f"{reader} reads a tensor that cannot be followed: {why}. " + _advice(why)
-    )
-
-
-def _no_layer(source: Source, why: str) -> NotImplementedError:
-    return NotImplementedError(
-        f"The layer {source.name!r} cannot be a layer of the graph: {why}. "
-        + _advice(why)
-    )
-
-
-def _advice(why: str) -> str:
-    if "mixes samples" in why:
-        return "The values of a sample must depend on that sample alone."
-    return "Naming the module around it in `layers=` makes it one layer."

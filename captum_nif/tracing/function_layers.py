@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_nif.tracing.functions import MIXING_FUNCTIONS, Call
 from captum_nif.tracing.layers import numbered
-from captum_nif.tracing.origins import Labels, untraceable
+from captum_nif.tracing.origins import Labels, sample_axes, untraceable
 from captum_nif.tracing.products import PRODUCTS, product_of
 from captum_nif.tracing.sources import uniform
 
@@ -63,7 +63,7 @@ def function_layer(
     if call.name not in MIXING_FUNCTIONS:
         return None
     if call.name in PRODUCTS and (product := product_of(call)) is not None:
-        channels = product.channels(weights)
+        channels = product.channels(weights, sample_axes(labels[0]))
         return None if channels is None else FunctionLayer(rows, channels, why)
     if call.name.startswith("conv") and id(call.get(1, "weight")) in weights:
         return FunctionLayer(rows, numbered(out, [1]), why)

@@ -119,7 +119,11 @@ def _samples_of_a_convolution(module: nn.Module, rank: int) -> Collection[int]:
     return [0] if rank == len(module.kernel_size) + 2 else []
 
 
-def _samples_of_tokens(module: nn.Module, rank: int) -> Collection[int]:
+def _all_axes(module: nn.Module, rank: int) -> Collection[int]:
+    return range(rank)
+
+
+def _samples_of_bags(module: nn.Module, rank: int) -> Collection[int]:
     return range(max(rank - 1, 1))
 
 
@@ -141,15 +145,14 @@ def _result_of_attention(module: nn.Module, position: int, rank: int) -> int | N
     return 0 if module.batch_first or position > 0 else 1
 
 
-_EMBEDDING = LayerType(sample_axes=_samples_of_tokens, reads_categories=True)
 _LAYER_TYPES: dict[type[nn.Module], LayerType] = {
     nn.Linear: LayerType(),
     nn.Bilinear: LayerType(),
     nn.modules.conv._ConvNd: LayerType(
         channel_axis=_channels_of_a_convolution, sample_axes=_samples_of_a_convolution
     ),
-    nn.Embedding: _EMBEDDING,
-    nn.EmbeddingBag: _EMBEDDING,
+    nn.Embedding: LayerType(sample_axes=_all_axes, reads_categories=True),
+    nn.EmbeddingBag: LayerType(sample_axes=_samples_of_bags, reads_categories=True),
     nn.RNNBase: LayerType(
         sample_axes=_samples_of_a_sequence,
         result_axis=_result_of_recurrence,

@@ -37,6 +37,15 @@ class ModelTensors:
         matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         return path if path and len(matrices) == 1 else parameter
 
+    def around(self, path: str) -> str:
+        """The path of the innermost module with code of its own around another."""
+        while "." in path:
+            path = path.rpartition(".")[0]
+            module = self.model.get_submodule(path)
+            if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                return path
+        return ""
+
     def attributes_now(self) -> dict[str, Tensor]:
         """The tensors besides parameters that the modules hold by now, by name."""
         return dict(_attributes(self.model).values())

@@ -62,13 +62,17 @@ class Product:
         ]
         return merged(parts, len(self.kept))
 
-    def channels(self, weights: Collection[int]) -> Tensor | None:
+    def channels(
+        self, weights: Collection[int], samples: Collection[int]
+    ) -> Tensor | None:
         """Channel labels of the result where some factors are weights.
 
         Channels are what the weights tell apart in the result.
 
         Args:
             weights (Collection of int): ids of the factors that are weights.
+            samples (Collection of int): axes of the result along which samples lie,
+                which a weight that was expanded to the batch may have as well.
 
         Returns:
             Tensor or None: None if elements are scaled, but not mixed.
@@ -82,6 +86,7 @@ class Product:
         if not summed and not of_weight - of_data:
             return None
         extents = self.extents
+        of_weight -= {self.kept[d] for d in samples}
         shape = [extents[x] if x in of_weight else 1 for x in self.kept]
         device = self.factors[0].device
         count = torch.arange(1, math.prod(shape) + 1, device=device)

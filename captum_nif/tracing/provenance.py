@@ -51,7 +51,7 @@ def propagate(call: Call) -> list[Labels]:
     if family is None:
         why = why or f"`{name}` is not known to keep samples apart"
     if not known:
-        why = f"`{name}` picks elements of a constant, for each sample others"
+        family = _picked
     if why or family is None:
         return [untraceable(t.shape, why, call.all_sources) for t in call.outputs]
     parts = family(call)
@@ -61,6 +61,11 @@ def propagate(call: Call) -> list[Labels]:
         _labels(out, part, known, call)
         for out, part in zip(call.outputs, parts, strict=True)
     ]
+
+
+def is_lookup(call: Call) -> bool:
+    """Whether traced integers choose elements of a constant, or are made one-hot."""
+    return call.name == "one_hot" or (call.name in MOVING and not call.known)
 
 
 def _labels(out: Tensor, part: Part, known: Sequence[Labels], call: Call) -> Labels:
@@ -192,6 +197,24 @@ def _looked_up(call: Call) -> list[Part]:
         return [Part(None, None, call.all_sources)]
     part = each(part_of(labels), lambda x: x.unsqueeze(-1))
     return [part._replace(channels=None)]
+
+
+def _picked(call: Call) -> list[Part]:
+    """Elements of a constant, which traced numbers choose: each is of their sample."""
+    table, index = call.get(0, "input self"), call.get(1, "index indices")
+    if call.name in ("gather", "index_select"):
+        index = call.get(2, "index")
+    labels = call.labels_of(index) if isinstance(index, Tensor) else None
+    if labels is None or labels.rows is None:
+        return [Part(None, None, call.all_sources)]
+    rows, out = labels.rows, call.outputs[0]
+    if call.name == "index_select":
+        rows = on_axis(rows, call.get(1, "dim") % table.dim(), table.dim())
+    elif call.name == "getitem":  # whole rows of the table
+        rows = rows.reshape(*rows.shape, *[1] * (out.dim() - rows.dim()))
+    elif call.name not in ("gather", "take_along_dim", "take"):
+        return [Part(None, None, call.all_sources)]
+    return [Part(rows, None, call.all_sources)]
 
 
 def _scattered(call: Call) -> list[Part]:

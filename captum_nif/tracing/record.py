@@ -111,7 +111,6 @@ class Source:
         size (int): number of channels.
         reads (list of Node): the tensors that the call took.
         roots (list of Node): the tensors that it returned, the main one first.
-        reads_categories (bool): whether it takes numbers for categories.
     """
 
     name: str
@@ -120,7 +119,6 @@ class Source:
     size: int = 0
     reads: list[Node] = field(default_factory=list)
     roots: list[Node] = field(default_factory=list)
-    reads_categories: bool = False
 
 
 CONSTANT = Node()
@@ -174,6 +172,7 @@ class Record:
             i for i, x in enumerate(inputs) if not x.is_floating_point()
         )
         """Inputs that may hold numbers of categories, or masks."""
+        self.looked_up: set[int] = set()  # those of them that are looked up in tables
         for x in constants:
             self._current[x] = CONSTANT
         for i, x in enumerate(inputs):
@@ -351,6 +350,11 @@ class Record:
                     "wrap the stateful part in a module and name it in `layers=`."
                 )
 
+    def look_up(self, sources: frozenset[int]) -> None:
+        """Note that what depends on these sources is looked up in a table."""
+        if sources <= self.integers:
+            self.looked_up |= sources
+
     def watch(
         self, name: str, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> None:
@@ -363,6 +367,19 @@ class Record:
             raise batch_statistics_error(name, where)
         if not mixes or not is_stochastic(module):
             self.chance[f"`{name}` in {where}"] = None
+
+    def located(self, labels: list[Labels], parents: Sequence[Node]) -> list[Labels]:
+        """Labels with the module whose code made its results untraceable."""
+        known = (node.labels.untraceable for node in parents if node.labels)
+        if any(known) or not any(each.untraceable for each in labels):
+            return labels
+        _, where = running_module(self.held.model)
+        return [
+            replace(each, untraceable=f"{each.untraceable}, in {where}")
+            if each.untraceable
+            else each
+            for each in labels
+        ]
 
     def refine(self, call: Call, labels: list[Labels]) -> list[Labels]:
         """Labels of the results of a call, as they are to be kept."""

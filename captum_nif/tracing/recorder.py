@@ -36,7 +36,7 @@ from captum_nif.tracing.functions import (
 from captum_nif.tracing.layer_types import layer_type_of
 from captum_nif.tracing.layers import Layer
 from captum_nif.tracing.origins import Labels, untraceable
-from captum_nif.tracing.provenance import propagate
+from captum_nif.tracing.provenance import is_lookup, propagate
 from captum_nif.tracing.record import CONSTANT, ModuleCall, Node, Record, Source
 from captum_nif.tracing.selection import Selection, default_layers_inside
 from captum_nif.tracing.undisturbed import Hooks
@@ -219,8 +219,11 @@ class Recorder(TorchFunctionMode):
         """A new source for a call that ends."""
         count = self._calls[path] = self._calls.get(path, -1) + 1
         call, sources = ModuleCall(path, count), self.record.sources
-        source = Source(call.name, len(sources), call, 0, reads, [], categories)
+        source = Source(call.name, len(sources), call, 0, reads)
         sources.append(source)
+        if categories:
+            for node in reads:
+                self.record.look_up(node.sources)
         return source
 
     # --- functions between layers -----------------------------------------------------
@@ -292,7 +295,10 @@ class Recorder(TorchFunctionMode):
         if any(node.labels is not None for node in parents):
             if call.name in MOVING and call.has_index_from_inputs:
                 self.record.moves_by_values = True
-            labels = self.record.refine(call, _understood(call))
+            labels = self.record.located(_understood(call), parents)
+            labels = self.record.refine(call, labels)
+            if is_lookup(call):
+                self.record.look_up(call.all_sources.union)
             if weights and (made := self._layer(call, weights, labels, written)):
                 return made
             for t, its_labels in zip(call.outputs, labels, strict=True):
