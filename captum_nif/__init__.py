@@ -1,9 +1,11 @@
 """Neural Information Flow: see how information flows through a trained network."""
 
+from captum_nif._blocks import set_memory_limit
 from captum_nif.attribution import NIFAttribution
 from captum_nif.estimators import (
     EDGE,
     MINE,
+    Estimator,
     GaussianCopula,
     MixedKSG,
     PMIEstimator,
@@ -25,6 +27,7 @@ __all__ = [
     "EDGE",
     "MINE",
     "CurveRow",
+    "Estimator",
     "FlowGraph",
     "GaussianCopula",
     "Layer",
@@ -48,6 +51,7 @@ __all__ = [
     "prune",
     "pruning_curve",
     "save_html",
+    "set_memory_limit",
     "summarize",
     "to_html",
     "trace",
