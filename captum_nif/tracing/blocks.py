@@ -45,7 +45,11 @@ class BlockRecord(Record):
         return node
 
     def watch(
-        self, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+        self,
+        name: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        is_inside: bool,
     ) -> None:
         """Nothing: the outer record watches all calls."""
 

@@ -341,10 +341,24 @@ class Record:
             self.looked_up |= sources
 
     def watch(
-        self, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+        self,
+        name: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        is_inside: bool,
     ) -> None:
-        """Note a call that draws random numbers, refuse one that mixes samples."""
+        """Note a call that draws random numbers, refuse one that mixes samples.
+
+        Args:
+            name (str): of the function.
+            args (Sequence): its positional arguments.
+            kwargs (Mapping): its keyword arguments.
+            is_inside (bool): whether it is called inside a layer.
+        """
         mixes = takes_batch_statistics(name, args, kwargs)
+        if mixes:
+            data = args[0] if args else kwargs.get("input")
+            mixes = isinstance(data, Tensor) and self._holds_samples(data, is_inside)
         if not mixes and not draws(name, args, kwargs):
             return
         module, where = running_module(self.held.model)
@@ -352,6 +366,17 @@ class Record:
             raise batch_statistics_error(name, where)
         if not mixes or not is_stochastic(module):
             self.chance[f"`{name}` in {where}"] = None
+
+    def _holds_samples(self, x: Tensor, is_inside: bool) -> bool:
+        """Whether the first axis of a tensor that is normalized may count samples.
+
+        Weights are normalized by the same function, as one sample; inside a layer it is
+        not known what tensors are made of.
+        """
+        node = self.known(x)
+        if node is not None:
+            return not node.is_constant
+        return is_inside and (len(x) > 1 or self.batch == 1)
 
     def located(self, labels: list[Labels], parents: Sequence[Node]) -> list[Labels]:
         """Labels with the module whose code made its results untraceable."""
