@@ -32,6 +32,7 @@ from captum_nif.tracing.calling import explained_tensor, unwrapped
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.record import Nodes, Record, Visit
 from captum_nif.tracing.recorder import LayerVisit, Recorder
+from captum_nif.tracing.refusals import while_compiling
 from captum_nif.tracing.selection import Layers, Selection, find_layers, select
 from captum_nif.tracing.undisturbed import undisturbed
 
@@ -148,7 +149,12 @@ def _followed(
     leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
     record = Record(model, copies, leaves, nodes, overrides, visits)
     with Recorder(record, selection, on_layer):
-        output = explained_tensor(model(*copies, *constants))
+        try:
+            output = explained_tensor(model(*copies, *constants))
+        except Exception as error:
+            if type(error).__module__.startswith("torch._dynamo"):
+                raise while_compiling() from error
+            raise
     record.check_state()
     record.settle(output)
     dataflow = Dataflow(record, output)
