@@ -111,6 +111,7 @@ class Source:
         size (int): number of channels.
         reads (list of Node): the tensors that the call took.
         roots (list of Node): the tensors that it returned, the main one first.
+        shape (tuple of int): of a sample, for an input.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Source:
     size: int = 0
     reads: list[Node] = field(default_factory=list)
     roots: list[Node] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
 
 
 CONSTANT = Node()
@@ -170,7 +172,7 @@ class Record:
         for i, x in enumerate(inputs):
             name = "input" if len(inputs) == 1 else f"input{i}"
             root = Node(batch_labels(x, uniform([i])))
-            self.sources.append(Source(name, i, size=x[0].numel(), roots=[root]))
+            self.sources.append(Source(name, i, roots=[root], shape=x.shape[1:]))
             self.add(x, root)
 
     def node(self, x: Tensor) -> Node:
