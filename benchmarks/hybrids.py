@@ -27,11 +27,11 @@ from benchmarks.faithfulness.methods import METHODS, Explain, Method, gradient_s
 from benchmarks.faithfulness.summary import REFERENCE, across, by_network, with_shares
 from benchmarks.report import Report, argument_parser
 from benchmarks.resume import Finished, digest_of_sources
+from captum_nif.flow.backdrop import summarize_background
 from captum_nif.flow.batches import batches_of
 from captum_nif.flow.hybrid_flow import HybridFlow, HybridQuery
 from captum_nif.flow.hybrids import Hybrids, draw_hybrids
 from captum_nif.flow.options import Options
-from captum_nif.flow.sample_population import summarize_background
 
 
 class _Variant(HybridFlow):

@@ -1,9 +1,11 @@
 """Neural Information Flow: see how information flows through a trained network."""
 
+from captum_nif._blocks import set_memory_limit
 from captum_nif.attribution import NIFAttribution
 from captum_nif.estimators import (
     EDGE,
     MINE,
+    Estimator,
     GaussianCopula,
     MixedKSG,
     PMIEstimator,
@@ -48,6 +50,7 @@ __all__ = [
     "MINE",
     "Constant",
     "CurveRow",
+    "Estimator",
     "FlowGraph",
     "GaussianCopula",
     "GraphSummary",
@@ -77,6 +80,7 @@ __all__ = [
     "pruning_curve",
     "register_layer_type",
     "save_html",
+    "set_memory_limit",
     "summarize",
     "to_html",
     "trace",

@@ -62,4 +62,4 @@ def renamed_argument(
 
 
 def _is_inside(module: str) -> bool:
-    return module.partition(".")[0] in ("captum_nif", "captum", "torch")
+    return module.partition(".")[0] in ("captum_nif", "captum", "torch", "numba")

@@ -1144,7 +1144,7 @@ def _format_inputs(inputs: object) -> tuple[Tensor, ...]:
             f"{', '.join(type(x).__name__ for x in samples)}."
         )
     check_sizes(samples, "the samples")
-    return samples
+    return tuple(x.detach() for x in samples)
 
 
 def _batch_size(internal_batch_size: int | None) -> int:

@@ -62,7 +62,7 @@ def test_too_few_samples(net):
         NIFAttribution(net).attribute(torch.randn(31, 4), 0)
     with raises(ValueError, "1 sample is too few"):
         NIFAttribution(net).flow(torch.randn(1, 4))
-    with raises(ValueError, "k is the number of neighbours", "at least 1"):
+    with raises(ValueError, "k is the number of neighbors", "at least 1"):
         NIFAttribution(net, estimator=MixedKSG(k=0))
 
 

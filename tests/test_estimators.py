@@ -89,9 +89,8 @@ def test_blocks_and_company_do_not_matter(xy, estimator):
                 assert torch.equal(whole[:, i, j], part[:, 0, 0])
     joint = estimator.joint(x, y), estimator.joint(x, y, query)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("cells", "gaussian"):
-            patch.setattr(f"captum_nif.estimators.{module}._BUDGET", 20)
-            patch.setattr("captum_nif.estimators.cells._WIDE", 2)
+        patch.setattr("captum_nif.estimators.cells._WIDE", 2)
+        patch.setattr("captum_nif._blocks._limit", 32 * 20)
         small = results(x, y, query)
         parts = estimator.joint(x, y), estimator.joint(x, y, query)
     for whole, part in zip(together, small, strict=True):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from captum_nif.tracing.layout import Layout, layout_of
+from captum_nif.tracing.layout import Layout, Positions, layout_of
 
 C, T = 6, 5
 # how a model may lay out [N, C, T], and back to [N, C, T]
@@ -55,10 +55,46 @@ def test_a_layout_holds_for_any_number_of_samples(form):
     assert torch.equal(few.group(x), many.group(x))
 
 
+@pytest.mark.parametrize("form", ["plain", "channels last", "time first"])
+def test_what_is_of_no_sample_is_left_out(form):
+    rows, channels = labels(4)
+    rows = rows.clone()
+    rows[:, :, [0, 3]] = 0
+    rows, channels = FORMS[form](rows), FORMS[form](channels)
+    layout = layout_of(rows.shape, rows, channels, 4, C)
+    x, other = torch.randn(rows.shape), torch.randn(rows.shape)
+    found = layout.group(x)
+    for i, c in itertools.product(range(4), range(C)):
+        assert torch.equal(found[i, c], x[(rows == i + 1) & (channels == c + 1)])
+    back = layout.ungroup(found, other)
+    assert torch.equal(back, torch.where(rows > 0, x, other))
+
+
+def arrangements(n):
+    """A layout and its counterpart by positions, of every form."""
+    for form in FORMS:
+        rows, channels = (FORMS[form](x) for x in labels(n))
+        layout = layout_of(rows.shape, rows, channels, n, C)
+        order = ((rows - 1) * C + channels - 1).flatten().argsort(stable=True)
+        yield torch.randn(rows.shape), layout
+        yield torch.randn(rows.shape), Positions(order, n, C)
+
+
+def test_blocks_of_samples():
+    for x, arrangement in arrangements(8):
+        blocks = arrangement.blocks(x, 4)
+        grouped = arrangement.group(x)
+        assert len(blocks) == 4
+        for i, block in enumerate(blocks):
+            part = grouped[2 * i : 2 * i + 2]
+            assert torch.equal(arrangement.group_block(block), part)
+        assert torch.equal(arrangement.joined(blocks, x), x)
+
+
 def test_labels_without_axes_have_no_layout():
     rows, channels = labels(4)
     padded = rows.clone()
-    padded[:, :, 0] = 0
+    padded[1, :, 0] = 0
     swapped = channels.clone()
     swapped[0] = swapped[0].flip(0)  # another order in the first sample
     shuffled = rows[[2, 0, 3, 1]]

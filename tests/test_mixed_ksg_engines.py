@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from captum_nif._compile import kernel
-from captum_nif.estimators import MixedKSG, engine_cpu, engine_plain, marginals
+from captum_nif.estimators import MixedKSG, engine_cpu, marginals
 from captum_nif.estimators.kernels import lanes
 from captum_nif.estimators.kernels.scan import NOWHERE, nowhere
 from captum_nif.estimators.parallel import in_threads
@@ -79,7 +79,7 @@ def test_both_engines_agree_on_all_kinds_of_variables(
 
 
 @pytest.mark.parametrize("k", [10, 20, 31])
-def test_engines_agree_for_many_neighbours(k):
+def test_engines_agree_for_many_neighbors(k):
     x = variables(200, np.random.default_rng(k))
     ksg = MixedKSG(k)
     quick = ksg.mi(x, x), ksg.pmi(x[5:], x[5:], query=(x[:5], x[:5]))
@@ -127,7 +127,7 @@ def test_the_plain_engine_takes_what_the_fast_one_leaves():
     assert engine_cpu.takes(ranked, ranked, 10)
     assert not engine_cpu.takes(ranked, ranked, 100)
     assert engine_cpu.takes(raw, raw, 100)
-    assert not engine_cpu.takes(engine_plain.Whole(raw), raw, 10)
+    assert not engine_cpu.takes(marginals.JointVariable(raw), raw, 10)
 
 
 def test_engines_agree_where_ranks_outgrow_16_bits():

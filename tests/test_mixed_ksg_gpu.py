@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from captum_nif import set_memory_limit
 from captum_nif.estimators import MixedKSG, engine_cpu, engine_gpu
 
 SCALES = ["normal", "raw"]
@@ -64,10 +65,8 @@ def _interpret() -> None:
     torch.set_num_threads(1)
     engine_cpu.takes = lambda *points: False
     engine_gpu.takes = lambda *points: True
-    engine_gpu._BUDGET, engine_gpu._SIDE = (
-        40,
-        2,
-    )  # many blocks, of two variables of y at most
+    set_memory_limit(8 * 40)  # many blocks,
+    engine_gpu._SIDE = 2  # of two variables of y at most
 
 
 def _compile_into(folder: str) -> None:
@@ -222,8 +221,10 @@ def test_not_trusted_without_triton(monkeypatch):
 def test_for_points_on_a_gpu_as_far_as_its_registers_reach(monkeypatch):
     monkeypatch.setattr(engine_gpu, "_works", lambda device: device.index == 0)
 
-    def takes(device: str, others: int) -> bool:
-        points: Any = SimpleNamespace(device=torch.device(device), others=others)
+    def takes(device: str, references: int) -> bool:
+        points: Any = SimpleNamespace(
+            device=torch.device(device), references=references
+        )
         return engine_gpu.takes(points, points, 3)
 
     assert takes("cuda:0", engine_gpu.LARGEST - 1)

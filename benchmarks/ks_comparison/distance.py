@@ -207,10 +207,10 @@ def raw_mi_by_sklearn(x: Tensor, y: Tensor, classes: int, seed: int) -> Tensor:
         Tensor: Nats, float64, ``[C, features]``.
     """
     columns: Any = x.flatten(1).double().numpy()
-    neighbours = MixedKSG().neighbours(len(x) - 1)
+    neighbors = MixedKSG().neighbors(len(x) - 1)
     found = [
         mutual_info_classif(
-            columns, (y == c).numpy(), n_neighbors=neighbours, random_state=seed
+            columns, (y == c).numpy(), n_neighbors=neighbors, random_state=seed
         )
         for c in range(classes)
     ]

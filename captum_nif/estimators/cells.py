@@ -2,7 +2,7 @@ r"""
 Cells: the plane of two variables cut into squares, and the samples in them counted.
 
 Cells are cut on the scale of normal scores, so that a cell along an axis is an interval
-of ranks. A grid is one way of cutting; its terms are what a count contributes to PMI:
+of ranks. A binning is one way of cutting; its terms are what a count adds to PMI:
 
     PMI of a sample = terms[n_xy] + terms[P] - terms[n_x] - terms[n_y]
 
@@ -12,7 +12,6 @@ Every point counts itself, a query with the samples that it is ranked with.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -21,18 +20,19 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from captum_nif._blocks import blocks
-from captum_nif.estimators.marginals import SCORE_BITS, RankedVariables, normal_scores
-from captum_nif.estimators.terms import Sums, Values, fixed_point
+from captum_nif._blocks import block_length, block_side, blocks
+from captum_nif.estimators.marginals import RankedVariables
+from captum_nif.estimators.normal_scores import SCORE_BITS, normal_scores
+from captum_nif.estimators.terms import PMIBlock, SumBlock, fixed_point
 
-_BUDGET = 1 << 20
-"""Elements of one array held at a time: little enough for caches of processors."""
+_BYTES = 32
+"""Of temporary tensors for each sample, or each product of matrices."""
 
 _SIDE = 64
-"""Variables of each set in a block of samples, where the budget allows."""
+"""Variables of each set in a block of samples, where memory allows."""
 
 _WIDE = 1024
-"""Variables of each set in a block of queries, where the budget allows."""
+"""Variables of each set in a block of queries, where memory allows."""
 
 _ENSEMBLE = ((1, 4 / 3), (2, -1 / 3))
 """Widths of cells, as multiples of the narrowest, and their weights. Smoothing by cells
@@ -40,7 +40,7 @@ of width w errs by c w^2 + O(w^4); these weights cancel c (Richardson, 1911)."""
 
 
 @dataclass(frozen=True)
-class Grid:
+class Binning:
     """One way of cutting the plane.
 
     Attributes:
@@ -59,14 +59,14 @@ class Grid:
         """Number of points P that are ranked together."""
         return len(self.terms) - 1
 
-    def to(self, device: torch.device) -> Grid:
+    def to(self, device: torch.device) -> Binning:
         """The same on another device."""
-        return Grid(self.x.to(device), self.y.to(device), self.terms.to(device))
+        return Binning(self.x.to(device), self.y.to(device), self.terms.to(device))
 
 
 @lru_cache(maxsize=8)
-def ensemble(points: int, width: float, shifts: int) -> tuple[Grid, ...]:
-    """Grids of two widths, each in several positions, whose PMI add up to the estimate.
+def ensemble(points: int, width: float, shifts: int) -> tuple[Binning, ...]:
+    """Binnings of two widths, in several positions, whose PMI add up to the estimate.
 
     Positions of x and of y form a lattice, (s, m s mod S) for s = 0, ..., S - 1. With
     m^2 = 1 mod S, x and y can change roles.
@@ -78,8 +78,9 @@ def ensemble(points: int, width: float, shifts: int) -> tuple[Grid, ...]:
     """
     roots = [m for m in range(1, shifts + 1) if (m * m - 1) % shifts == 0]
     multiplier = min(roots, key=lambda m: abs(m - 0.38 * shifts))  # golden section
-    psi = torch.digamma(torch.arange(points + 1, dtype=torch.float64).clamp(min=1))
-    grids = []
+    counts = torch.arange(points + 1, dtype=torch.float64, device="cpu")
+    psi = torch.digamma(counts.clamp(min=1))
+    binnings = []
     for multiple, weight in _ENSEMBLE:
         cuts = [
             _cut(points, multiple * width, (shift + 0.5) / shifts)
@@ -88,8 +89,8 @@ def ensemble(points: int, width: float, shifts: int) -> tuple[Grid, ...]:
         terms = fixed_point(psi * (weight / shifts))
         for shift in range(shifts):
             other = multiplier * shift % shifts
-            grids.append(Grid(cuts[shift], cuts[other], terms))
-    return tuple(grids)
+            binnings.append(Binning(cuts[shift], cuts[other], terms))
+    return tuple(binnings)
 
 
 def _cut(points: int, width: float, shift: float) -> Tensor:
@@ -99,7 +100,9 @@ def _cut(points: int, width: float, shift: float) -> Tensor:
     of two independent variables, even these then share a point by chance.
     """
     scores = normal_scores(points)[2:].double() / 2**SCORE_BITS
-    limit = -torch.special.ndtri(torch.tensor(points, dtype=torch.float64) ** -0.5)
+    limit = -torch.special.ndtri(
+        torch.tensor(points, dtype=torch.float64, device="cpu") ** -0.5
+    )
     cells = torch.floor(scores.clamp(-limit, limit) / width + shift)
     numbered = (cells.diff() > 0).cumsum(0)
     return torch.cat([numbered.new_zeros(3), numbered]).int()
@@ -107,10 +110,10 @@ def _cut(points: int, width: float, shift: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleCells:
-    """Where samples lie along an axis; if ``whole``, all variables taken as one."""
+    """The cells of samples along an axis; if ``joint``, of all variables as one."""
 
     ranks: Tensor
-    whole: bool = False
+    joint: bool = False
 
     @property
     def count(self) -> int:
@@ -120,11 +123,11 @@ class SampleCells:
     @property
     def size(self) -> int:
         """Number of variables."""
-        return 1 if self.whole else self.ranks.shape[1]
+        return 1 if self.joint else self.ranks.shape[1]
 
     def cells(self, cut: Tensor, columns: slice) -> Tensor:
         """The cell of every sample, [N, columns]."""
-        if not self.whole:
+        if not self.joint:
             return cut[self.ranks[:, columns].long()]
         boxes = self.ranks.new_zeros((self.count, 1), dtype=cut.dtype)
         for part in blocks(self.ranks.shape[1], _WIDE):
@@ -135,22 +138,22 @@ class SampleCells:
 
 
 class QueryCells:
-    """Who shares a query's cell along an axis; if ``whole``, along those of all."""
+    """The samples in a query's cell along an axis; if ``joint``, in those along all."""
 
     def __init__(
-        self, samples: RankedVariables, query: Tensor, whole: bool = False
+        self, samples: RankedVariables, query: Tensor, joint: bool = False
     ) -> None:
         self.count = len(query)
-        self.size = 1 if whole else samples.size
-        self._ranks, self._whole = samples.ranks, whole
+        self.size = 1 if joint else samples.size
+        self._ranks, self._joint = samples.ranks, joint
         self._query_ranks = samples.ranks_of(query)
 
-    def neighbours(self, cut: Tensor, rows: slice, columns: slice) -> Tensor:
+    def sharing(self, cut: Tensor, rows: slice, columns: slice) -> Tensor:
         """Whether each sample shares each query's cell, [rows, columns, N].
 
         As float32, for counting by products of matrices.
         """
-        if not self._whole:
+        if not self._joint:
             return self._inside(cut, rows, columns).float()
         shared: Tensor | None = None
         for part in blocks(self._ranks.shape[1], _WIDE):
@@ -172,66 +175,80 @@ class QueryCells:
         return (ranks >= low) & (ranks <= high)
 
 
-def sum_blocks(x: SampleCells, y: SampleCells, grids: Sequence[Grid]) -> Iterator[Sums]:
+def sum_blocks(
+    x: SampleCells, y: SampleCells, binnings: Sequence[Binning]
+) -> Iterator[SumBlock]:
     """Sum of PMI over all samples, block by block of pairs."""
-    for columns, others in _pairs_of_samples(x, y):
+    for columns_x, columns_y in _pairs_of_samples(x, y):
         parts = (
-            _sum(x.cells(grid.x, columns), y.cells(grid.y, others), grid.terms)
-            for grid in grids
+            _sum(
+                x.cells(binning.x, columns_x),
+                y.cells(binning.y, columns_y),
+                binning.terms,
+            )
+            for binning in binnings
         )
-        yield columns, others, x.count, reduce(Tensor.add_, parts)
+        yield columns_x, columns_y, x.count, reduce(Tensor.add_, parts)
 
 
 def pmi_blocks(
-    x: SampleCells | QueryCells, y: SampleCells | QueryCells, grids: Sequence[Grid]
-) -> Iterator[Values]:
+    x: SampleCells | QueryCells,
+    y: SampleCells | QueryCells,
+    binnings: Sequence[Binning],
+) -> Iterator[PMIBlock]:
     """PMI of every sample or query, block by block."""
     if isinstance(x, SampleCells) and isinstance(y, SampleCells):
-        return _samples(x, y, grids)
+        return _samples(x, y, binnings)
     assert isinstance(x, QueryCells)
     assert isinstance(y, QueryCells)
-    return _queries(x, y, grids)
+    return _queries(x, y, binnings)
 
 
-def _samples(x: SampleCells, y: SampleCells, grids: Sequence[Grid]) -> Iterator[Values]:
-    for columns, others in _pairs_of_samples(x, y):
+def _samples(
+    x: SampleCells, y: SampleCells, binnings: Sequence[Binning]
+) -> Iterator[PMIBlock]:
+    for columns_x, columns_y in _pairs_of_samples(x, y):
         parts = (
-            _pmi(x.cells(grid.x, columns), y.cells(grid.y, others), grid.terms)
-            for grid in grids
+            _pmi(
+                x.cells(binning.x, columns_x),
+                y.cells(binning.y, columns_y),
+                binning.terms,
+            )
+            for binning in binnings
         )
-        yield slice(0, x.count), columns, others, reduce(Tensor.add_, parts)
+        yield slice(0, x.count), columns_x, columns_y, reduce(Tensor.add_, parts)
 
 
 def _pairs_of_samples(x: SampleCells, y: SampleCells) -> Iterator[tuple[slice, slice]]:
-    side = max(1, min(_SIDE, math.isqrt(_BUDGET // x.count)))
+    side = block_side(_BYTES * x.count, _SIDE, in_cache=True)
     yield from product(blocks(x.size, side), blocks(y.size, side))
 
 
 def _sum(x: Tensor, y: Tensor, terms: Tensor) -> Tensor:
-    """Sum of PMI over samples on one grid, by cells [N, a] and [N, b]: [a, b]."""
+    """Sum of PMI over samples on one binning, by cells [N, a] and [N, b]: [a, b]."""
 
     def summed(cells: Tensor) -> Tensor:
         _, counts = _counted(cells)
         return (counts * terms[counts]).sum(1).view(cells.shape[1:])
 
-    total = summed(_together(x, y)) + len(x) * terms[-1]
+    total = summed(_in_plane(x, y)) + len(x) * terms[-1]
     return total - summed(x)[:, None] - summed(y)
 
 
 def _pmi(x: Tensor, y: Tensor, terms: Tensor) -> Tensor:
-    """PMI of samples on one grid, by cells [N, a] and [N, b]: [N, a, b]."""
+    """PMI of samples on one binning, by cells [N, a] and [N, b]: [N, a, b]."""
 
     def each(cells: Tensor) -> Tensor:
         keys, counts = _counted(cells)
         return terms[counts].flatten().index_select(0, keys).view_as(cells)
 
-    pmi = each(_together(x, y))
+    pmi = each(_in_plane(x, y))
     pmi -= (each(x) - terms[-1])[:, :, None]
     pmi -= each(y)[:, None]
     return pmi
 
 
-def _together(x: Tensor, y: Tensor) -> Tensor:
+def _in_plane(x: Tensor, y: Tensor) -> Tensor:
     """Cells in the plane, [N, a, b], by those along its axes."""
     return x[:, :, None] * (1 + y.max()) + y[:, None]
 
@@ -249,30 +266,32 @@ def _counted(cells: Tensor) -> tuple[Tensor, Tensor]:
     return keys, torch.bincount(keys, minlength=size * span).view(size, span)
 
 
-def _queries(x: QueryCells, y: QueryCells, grids: Sequence[Grid]) -> Iterator[Values]:
-    samples = grids[0].points - 1
-    side = max(1, min(_WIDE, _BUDGET // samples))
+def _queries(
+    x: QueryCells, y: QueryCells, binnings: Sequence[Binning]
+) -> Iterator[PMIBlock]:
+    samples = binnings[0].points - 1
+    side = block_length(_BYTES * samples, _WIDE, in_cache=True)
     width = max(1, min(side, max(x.size, y.size)))
-    height = max(1, _BUDGET // (width * max(width, samples)))
+    height = block_length(_BYTES * width * max(width, samples), in_cache=True)
     for rows in blocks(x.count, height):
-        for columns, others in product(blocks(x.size, side), blocks(y.size, side)):
+        for columns_x, columns_y in product(blocks(x.size, side), blocks(y.size, side)):
             parts = (
                 _pmi_of_queries(
-                    x.neighbours(grid.x, rows, columns),
-                    y.neighbours(grid.y, rows, others),
-                    grid.terms,
+                    x.sharing(binning.x, rows, columns_x),
+                    y.sharing(binning.y, rows, columns_y),
+                    binning.terms,
                 )
-                for grid in grids
+                for binning in binnings
             )
-            yield rows, columns, others, reduce(Tensor.add_, parts)
+            yield rows, columns_x, columns_y, reduce(Tensor.add_, parts)
 
 
 def _pmi_of_queries(x: Tensor, y: Tensor, terms: Tensor) -> Tensor:
-    """PMI of queries on one grid, by their neighbours [S, a, N] and [S, b, N]."""
+    """PMI of queries on one binning, by who shares a cell: [S, a, N], [S, b, N]."""
     with torch.autocast(x.device.type, enabled=False):
-        together = x @ y.mT
+        joint_counts = x @ y.mT
     joint, margin_x, margin_y = (
-        terms[1 + counts.int()] for counts in (together, x.sum(-1), y.sum(-1))
+        terms[1 + counts.int()] for counts in (joint_counts, x.sum(-1), y.sum(-1))
     )
     joint -= (margin_x - terms[-1])[:, :, None]
     joint -= margin_y[:, None]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from captum_nif._blocks import blocks
+from captum_nif._blocks import block_length, blocks
 
 _CHECKS = 12
 """How often, in one training, critics are tried on the samples they do not see."""
@@ -34,8 +34,8 @@ _PAIRS_TO_NORMALIZE = 8192
 _REMEMBERED = 0.9
 """Of the moving average of E[e^T] at each step."""
 
-_BUDGET = 1 << 21
-"""Numbers that critics look at, or units of a layer, at a time."""
+_BYTES = 64
+"""Of temporary tensors for each number that critics see, or unit of a layer."""
 
 Critics = tuple[Tensor, ...]
 """First layer with its bias, second layer, its bias, last layer, its bias; the critics
@@ -78,14 +78,14 @@ class Trained:
     """
 
     def __init__(self, x: Tensor, y: Tensor, training: Training) -> None:
-        generator = torch.Generator().manual_seed(training.seed)
+        generator = torch.Generator("cpu").manual_seed(training.seed)
         samples = x.shape[1]
         rows = torch.randperm(samples, generator=generator, device="cpu")
         halves = rows[: samples // 2 * 2].view(2, -1)
-        apart = _shuffled(rows.expand(2, -1), _PAIRS_TO_NORMALIZE, generator)
+        independent = _shuffled(rows.expand(2, -1), _PAIRS_TO_NORMALIZE, generator)
         with _own_mode(x.device):
             self._critics = _train(x, y, halves, training, generator)
-            scores = _scores(self._critics, x, y, *apart)
+            scores = _scores(self._critics, x, y, *independent)
         self._constants = _log_mean_exp(scores).double()
 
     @property
@@ -130,7 +130,7 @@ def _train(
         optimizer, training.learning_rate, total_steps=training.steps
     )
     unseen = halves.flip(0)
-    apart = _shuffled(unseen, _PAIRS_TO_CHECK, generator)
+    independent = _shuffled(unseen, _PAIRS_TO_CHECK, generator)
     kept = tuple(weight.detach().clone() for weight in critics)
     best = torch.zeros(2 * pairs, dtype=torch.float32, device=x.device)  # where T = 0
     average: Tensor | None = None
@@ -152,7 +152,7 @@ def _train(
         cycle.step()
         if step * _CHECKS % training.steps < _CHECKS:
             bound = _scores(critics, x, y, unseen, unseen).mean(1)
-            bound -= _log_mean_exp(_scores(critics, x, y, *apart))
+            bound -= _log_mean_exp(_scores(critics, x, y, *independent))
             better = bound > best
             best = torch.where(better, bound, best)
             for old, new in zip(kept, critics, strict=True):
@@ -206,7 +206,7 @@ def _scores(
 ) -> Tensor:
     """T of these rows of x with those of y, some at a time: [2P, B]."""
     count, numbers, hidden = critics[0].shape
-    length = max(1, _BUDGET // (count * max(numbers, hidden)))
+    length = block_length(_BYTES * count * max(numbers, hidden))
     parts = [
         _outputs(critics, _points(x, y, first[:, part], second[:, part]))
         for part in blocks(first.shape[1], length)

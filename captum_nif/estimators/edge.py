@@ -9,35 +9,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from torch import Tensor
 
-from captum_nif.estimators.base import Prepared, Progress
+from captum_nif.estimators.base import Estimator, Points
 from captum_nif.estimators.cells import (
-    Grid,
+    Binning,
     QueryCells,
     SampleCells,
     ensemble,
     pmi_blocks,
     sum_blocks,
 )
-from captum_nif.estimators.marginals import RankedVariables, Variables
-from captum_nif.estimators.samples import (
-    check_count,
-    check_vector,
-    checked_query,
-    prepared,
-    prepared_pair,
-)
-from captum_nif.estimators.terms import added_up, put_together
-
-_MARGINALS: Literal["normal"] = "normal"
+from captum_nif.estimators.marginals import Marginals, RankedVariables, Variables
+from captum_nif.estimators.protocol import Progress
+from captum_nif.estimators.terms import assemble_pmi, assemble_sums
 
 
 @dataclass(frozen=True)
-class EDGE:
+class EDGE(Estimator):
     r"""
     Estimator of pointwise mutual information (PMI) that counts samples in cells.
 
@@ -60,11 +50,16 @@ class EDGE:
     which the ensemble of two widths cancels: the result is
     :math:`(4\,\mathrm{PMI}_\epsilon - \mathrm{PMI}_{2\epsilon}) / 3`.
 
-    Every sample counts itself, and a query counts as sample N + 1 and is ranked with
-    the others: that is what makes values finite, without clipping. A constant variable
-    has a PMI of exactly 0. Increasing maps of a variable change nothing. There is no
-    randomness: shifts are regular. Results are float64, on the device of x, and the
-    same to the last bit for a pair alone or among many.
+    Every sample counts itself, and a query counts as sample N + 1: that is what makes
+    values finite, without clipping. Increasing maps of a variable change nothing. There
+    is no randomness: shifts are regular. Results are the same to the last bit for a
+    pair alone or among many.
+
+    The joint cell of a vector is the box made of the cells of its a components, of
+    width :math:`\text{width} \cdot N^{-1/(2a + 2)}`. Boxes are for a few components
+    only: with more, hardly any two samples share one, and PMI saturates at about
+    :math:`\log N - \log n_y` whatever x is; use :class:`~captum_nif.GaussianCopula`
+    then.
 
     The authors' code differs in what it can see: it takes the values as they are, so
     that scale and outliers matter; clips the logarithm of every cell's ratio to
@@ -99,6 +94,8 @@ class EDGE:
 
     Examples::
 
+        >>> import torch
+        >>> from captum_nif import EDGE
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(500, 1, generator=generator)
         >>> y = torch.cat([x.relu(), torch.ones(500, 1)], dim=1)
@@ -129,182 +126,47 @@ class EDGE:
         """Five: of four, sqrt(4) are in the first cell and sqrt(4) in the last."""
         return 5
 
-    def prepare(self, x: Tensor) -> Variables:
-        r"""
-        Rank samples once, for use in place of x or y in all other methods.
+    @property
+    def _marginals(self) -> Marginals:
+        return "normal"
 
-        Args:
+    def _mi(self, x: Variables, y: Variables, progress: Progress | None) -> Tensor:
+        points = Points(x, None), Points(y, None)
+        first, second = (SampleCells(_ranked(each).ranks) for each in points)
+        sums = sum_blocks(first, second, self._binnings(points[0], 1))
+        total = assemble_sums(sums, (x.size, y.size), x.device, progress)
+        return total / x.samples
 
-            x (Tensor): N samples of n variables, [N, n], of floating point. Half
-                precision is widened. Values that are equal tie: -0.0 equals 0.0.
+    def _pmi(self, x: Points, y: Points, progress: Progress | None) -> Tensor:
+        return self._explained(x, y, progress, joint=False)
 
-        Returns:
+    def _joint(self, x: Points, y: Points, progress: Progress | None) -> Tensor:
+        return self._explained(x, y, progress, joint=True)[:, 0]
 
-            **Variables**: opaque; independent of widths and shifts.
-
-        Raises:
-
-            TypeError: If x is not a dense tensor of floating point.
-            ValueError: If x is not [N, n], or holds NaN or infinity.
-
-        Examples::
-
-            >>> x = EDGE().prepare(torch.arange(12.0).view(6, 2))
-            >>> EDGE(width=1.5).mi(x, x).shape
-            torch.Size([2, 2])
-        """
-        return prepared("x", x, _MARGINALS)
-
-    def mi(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        Mutual information of every pair of variables, in nats.
-
-        It is the mean over samples of :meth:`pmi`, whose [N, a, b] values are never
-        held. It may be slightly negative for independent variables.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a variables, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            progress (callable, optional): Called after every block of work with the
-                number of single-sample values that it took; N a b in all. Fits
-                ``tqdm.update``. Default: None
-
-        Returns:
-
-            **Tensor** of shape [a, b], float64.
-
-        Raises:
-
-            TypeError: See :meth:`prepare`; or if either was prepared by another kind of
-                estimator.
-            ValueError: See :meth:`prepare`; or if x and y differ in samples or device,
-                or have fewer than 5 samples.
-        """
-        first, second = self._pair(x, y)
-        grids = self._grids(first.samples, 1, first.device)
-        sums = sum_blocks(SampleCells(first.ranks), SampleCells(second.ranks), grids)
-        total = added_up(sums, (first.size, second.size), first.device, progress)
-        return total / first.samples
-
-    def pmi(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        Pointwise mutual information of every sample or query for every pair, in nats.
-
-        Without ``query``, each sample is explained against the N - 1 others. With it,
-        each query is explained against all N samples, as sample N + 1. Hence
-        ``pmi(x, y)[i]`` equals, to the last bit,
-        ``pmi(x_without_i, y_without_i, query=(x_i, y_i))[0]``.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a variables, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]). They are
-                converted to the dtype of the samples, so that equal values tie.
-                Default: None
-            progress (callable, optional): See :meth:`mi`. Default: None
-
-        Returns:
-
-            **Tensor** of shape [N, a, b], or [S, a, b] with queries, float64.
-
-        Raises:
-
-            TypeError: See :meth:`mi`; or if ``query`` is not a pair of dense tensors of
-                floating point.
-            ValueError: See :meth:`mi`; or if queries do not match the samples in shape
-                or device, or hold NaN or infinity.
-        """
-        first, second = self._pair(x, y)
-        return self._pmi(first, second, query, progress, whole=False)
-
-    def joint(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        PMI of the whole vector x with each variable of y, in nats.
-
-        The cell of a vector is the box made of the cells of its a components, of width
-        :math:`\text{width} \cdot N^{-1/(2a + 2)}`. Boxes are for a few components only:
-        with more, hardly any two samples share one, and PMI saturates at about
-        :math:`\log N - \log n_y` whatever x is; use
-        :meth:`GaussianCopula.joint <captum_nif.estimators.GaussianCopula.joint>` then.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a vector of a >= 1 components, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]); see
-                :meth:`pmi`. Default: None
-            progress (callable, optional): See :meth:`mi`; the vector counts as one
-                variable. Default: None
-
-        Returns:
-
-            **Tensor** of shape [N, b], or [S, b] with queries, float64.
-
-        Raises:
-
-            TypeError: See :meth:`pmi`.
-            ValueError: See :meth:`pmi`; or if the vector has no components.
-        """
-        first, second = self._pair(x, y)
-        check_vector(first.size)
-        return self._pmi(first, second, query, progress, whole=True)[:, 0]
-
-    # ------------------------------------------------------------------------ inside
-
-    def _pmi(
-        self,
-        x: RankedVariables,
-        y: RankedVariables,
-        query: tuple[Tensor, Tensor] | None,
-        progress: Progress | None,
-        whole: bool,
+    def _explained(
+        self, x: Points, y: Points, progress: Progress | None, joint: bool
     ) -> Tensor:
         first: SampleCells | QueryCells
         second: SampleCells | QueryCells
-        if query is None:
-            first, second = SampleCells(x.ranks, whole), SampleCells(y.ranks)
-            points = x.samples
+        if x.query is None or y.query is None:
+            first = SampleCells(_ranked(x).ranks, joint)
+            second = SampleCells(_ranked(y).ranks)
         else:
-            query_x, query_y = checked_query(query, (x, y))
-            first, second = QueryCells(x, query_x, whole), QueryCells(y, query_y)
-            points = x.samples + 1
-        grids = self._grids(points, x.size if whole else 1, x.device)
-        values = pmi_blocks(first, second, grids)
+            first = QueryCells(_ranked(x), x.query, joint)
+            second = QueryCells(_ranked(y), y.query)
+        binnings = self._binnings(x, x.samples.size if joint else 1)
+        values = pmi_blocks(first, second, binnings)
         shape = first.count, first.size, second.size
-        return put_together(values, shape, x.device, progress)
+        return assemble_pmi(values, shape, x.samples.device, progress)
 
-    def _grids(self, points: int, components: int, device: torch.device) -> list[Grid]:
-        """The ensemble for so many points, ranked together, of vectors of x."""
-        check_count(points, self.min_samples, type(self).__name__)
-        width = self.width * points ** (-1 / (2 * components + 2))
-        return [grid.to(device) for grid in ensemble(points, width, self.shifts)]
+    def _binnings(self, x: Points, components: int) -> list[Binning]:
+        """The ensemble for the points that are ranked together, of vectors of x."""
+        together = x.samples.samples + (x.query is not None)
+        width = self.width * together ** (-1 / (2 * components + 2))
+        binnings = ensemble(together, width, self.shifts)
+        return [binning.to(x.samples.device) for binning in binnings]
 
-    def _pair(
-        self, x: Tensor | Prepared, y: Tensor | Prepared
-    ) -> tuple[RankedVariables, RankedVariables]:
-        first, second = prepared_pair(x, y, _MARGINALS, type(self).__name__)
-        assert isinstance(first, RankedVariables)
-        assert isinstance(second, RankedVariables)
-        return first, second
+
+def _ranked(points: Points) -> RankedVariables:
+    assert isinstance(points.samples, RankedVariables)
+    return points.samples

@@ -1,7 +1,8 @@
-"""The fast engine: compiled kernels on the CPU, here for normal scores.
+"""The fast engine: compiled kernels for the CPU, in as many threads as torch uses.
 
-It finds what the plain engine finds, to the last bit. Kernels release the GIL and work
-in threads, each on a block of pairs of variables at a time.
+It computes what the plain engine does, to the last bit, on any scale. Here are normal
+scores, up to some number of neighbors; other scales are in
+:mod:`~captum_nif.estimators.engine_cpu_scaled`.
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_nif._blocks import blocks
+from captum_nif._blocks import block_length, block_side, blocks
 from captum_nif.estimators import engine_cpu_scaled
 from captum_nif.estimators.marginals import (
-    Centres,
+    QueryPoints,
     RankedQueries,
     RankedSamples,
     ScaledPoints,
 )
 from captum_nif.estimators.parallel import in_threads
-from captum_nif.estimators.terms import Sums, Terms, Values
+from captum_nif.estimators.terms import PMIBlock, SumBlock, Terms
 
 CAPACITIES = (4, 8, 12, 16, 24, 32, 64)
-"""Neighbours that a kernel keeps at hand, one more than k at least. Each is compiled by
-itself, when it is first needed."""
+"""Lengths of the lists of nearest distances that kernels keep: one more than k at
+least. Each is compiled by itself, when it is first needed."""
 
 _SIDE = 32
 """Variables of each set in a block of the population workload, where memory allows."""
 
-_BUDGET = 1 << 22
-"""Values in a block of results, and distances of a block of queries, held at a time."""
+_BYTES = 32
+"""Of temporary arrays for each result, and for each distance to a query."""
 
 _RESULTS = 1 << 16
 """Results of a block of queries: so few that their memory is used again and again."""
 
 
-def takes(x: Centres, y: Centres, k: int) -> bool:
-    """Whether this engine is for these points and this many neighbours."""
+def takes(x: QueryPoints, y: QueryPoints, k: int) -> bool:
+    """Whether this engine is for these points and this many neighbors."""
     if x.device.type != "cpu":
         return False
     if isinstance(x, ScaledPoints) and isinstance(y, ScaledPoints):
@@ -50,7 +51,9 @@ def takes(x: Centres, y: Centres, k: int) -> bool:
     return isinstance(x, kinds) and isinstance(y, kinds) and k < CAPACITIES[-1]
 
 
-def sum_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Sums]:
+def sum_blocks(
+    x: QueryPoints, y: QueryPoints, k: int, terms: Terms
+) -> Iterator[SumBlock]:
     """See :func:`captum_nif.estimators.engine_plain.sum_blocks`; samples only."""
     if isinstance(x, ScaledPoints) and isinstance(y, ScaledPoints):
         return engine_cpu_scaled.sum_blocks(x, y, k, terms)
@@ -59,7 +62,9 @@ def sum_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Sums]:
     return _sums(x, y, k, terms)
 
 
-def pmi_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Values]:
+def pmi_blocks(
+    x: QueryPoints, y: QueryPoints, k: int, terms: Terms
+) -> Iterator[PMIBlock]:
     """See :func:`captum_nif.estimators.engine_plain.pmi_blocks`."""
     if isinstance(x, ScaledPoints) and isinstance(y, ScaledPoints):
         return engine_cpu_scaled.pmi_blocks(x, y, k, terms)
@@ -70,119 +75,122 @@ def pmi_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Values]
     return _queries(x, y, k, terms)
 
 
-def _sums(x: RankedSamples, y: RankedSamples, k: int, terms: Terms) -> Iterator[Sums]:
+def _sums(
+    x: RankedSamples, y: RankedSamples, k: int, terms: Terms
+) -> Iterator[SumBlock]:
     from captum_nif.estimators.kernels import population
     from captum_nif.estimators.kernels.grid import grid_of
 
-    grid, room = grid_of(x.count), _room_for(k)
+    grid, capacity = grid_of(x.count), _capacity_for(k)
     tables = terms.joint.numpy().reshape(-1), terms.margin.numpy().reshape(-1)
 
-    def work(pairs: tuple[slice, slice]) -> Sums:
-        columns, others = pairs
+    def work(pairs: tuple[slice, slice]) -> SumBlock:
+        columns_x, columns_y = pairs
         total, _ = population.mutual_information(
-            _by_variable(x.ranks[:, columns]),
-            _by_variable(y.ranks[:, others]),
+            _by_variable(x.ranks[:, columns_x]),
+            _by_variable(y.ranks[:, columns_y]),
             k,
-            room,
+            capacity,
             grid,
             *tables,
         )
-        return columns, others, x.count, torch.from_numpy(total)
+        return columns_x, columns_y, x.count, torch.from_numpy(total)
 
-    side = max(1, min(_SIDE, _BUDGET // (x.count + 1)))
+    side = block_length(_BYTES * (x.count + 1), _SIDE)
     yield from in_threads(work, product(blocks(x.size, side), blocks(y.size, side)))
 
 
 def _samples(
     x: RankedSamples, y: RankedSamples, k: int, terms: Terms
-) -> Iterator[Values]:
+) -> Iterator[PMIBlock]:
     from captum_nif.estimators.kernels import population
     from captum_nif.estimators.kernels.grid import grid_of
 
-    grid, room = grid_of(x.count), _room_for(k)
+    grid, capacity = grid_of(x.count), _capacity_for(k)
     tables = terms.joint.numpy().reshape(-1), terms.margin.numpy().reshape(-1)
-    everyone = slice(0, x.count)
+    all_rows = slice(0, x.count)
 
-    def work(pairs: tuple[slice, slice]) -> Values:
-        columns, others = pairs
+    def work(pairs: tuple[slice, slice]) -> PMIBlock:
+        columns_x, columns_y = pairs
         _, pmi = population.mutual_information(
-            _by_variable(x.ranks[:, columns]),
-            _by_variable(y.ranks[:, others]),
+            _by_variable(x.ranks[:, columns_x]),
+            _by_variable(y.ranks[:, columns_y]),
             k,
-            room,
+            capacity,
             grid,
             *tables,
             pointwise=True,
         )
-        return everyone, columns, others, torch.from_numpy(pmi).permute(2, 0, 1)
+        return all_rows, columns_x, columns_y, torch.from_numpy(pmi).permute(2, 0, 1)
 
-    side = max(1, min(_SIDE, int((_BUDGET // x.count) ** 0.5)))
+    side = block_side(_BYTES * x.count, _SIDE)
     yield from in_threads(work, product(blocks(x.size, side), blocks(y.size, side)))
 
 
 def _queries(
     x: RankedQueries, y: RankedQueries, k: int, terms: Terms
-) -> Iterator[Values]:
+) -> Iterator[PMIBlock]:
     from captum_nif.estimators.kernels import instance
     from captum_nif.estimators.kernels.grid import grid_of
     from captum_nif.estimators.kernels.scan import nowhere
 
-    grid, room = grid_of(x.others + 1), _room_for(k)
-    none_found = nowhere(k, len(room))
+    grid, capacity = grid_of(x.references + 1), _capacity_for(k)
+    empty_lists = nowhere(k, len(capacity))
     tables = terms.joint.numpy().reshape(-1), terms.margin.numpy().reshape(-1)
     ranks_x, untied_x = x.ranks.numpy().reshape(-1), x.untied.numpy()
     queries_x = _contiguous(x.query_ranks)
 
     # Few rows at a time, then as many variables of y as the distances to them allow.
-    height = max(1, min(x.count, _BUDGET // x.others))
-    width_y = max(1, min(y.size, _BUDGET // (height * x.others)))
+    each = _BYTES * x.references
+    height = block_length(each, max(x.count, 1))
+    width_y = block_length(height * each, max(y.size, 1))
     width_x = max(64, min(512, _RESULTS // (height * width_y)))
-    for rows, others in product(blocks(x.count, height), blocks(y.size, width_y)):
-        ranks_y = _by_variable(y.ranks[:, others])
-        way = instance.approach_from(
-            _contiguous(y.query_ranks[rows, others]),
-            y.untied[others].numpy(),
+    for rows, columns_y in product(blocks(x.count, height), blocks(y.size, width_y)):
+        ranks_y = _by_variable(y.ranks[:, columns_y])
+        order = instance.order_around(
+            _contiguous(y.query_ranks[rows, columns_y]),
+            y.untied[columns_y].numpy(),
             grid,
-            x.others,
+            x.references,
         )
 
         def lead(
             columns: slice,
             ranks: NDArray[Any] = ranks_y,
-            way: instance.Approach = way,
+            order: instance.VisitOrder = order,
         ) -> None:
-            instance.fill(way, ranks, columns.start, columns.stop, grid)
+            instance.fill(order, ranks, columns.start, columns.stop, grid)
 
-        per_variable = way.order.size // len(ranks_y)
+        per_variable = order.samples.size // len(ranks_y)
         for _ in in_threads(lead, blocks(len(ranks_y), 1 + _RESULTS // per_variable)):
             pass
 
         def work(
-            columns: slice,
+            columns_x: slice,
             rows: slice = rows,
-            others: slice = others,
-            way: instance.Approach = way,
-        ) -> Values:
+            columns_y: slice = columns_y,
+            order: instance.VisitOrder = order,
+        ) -> PMIBlock:
             pmi = instance.pointwise(
                 ranks_x,
                 untied_x,
-                columns.start,
-                columns.stop,
+                columns_x.start,
+                columns_x.stop,
                 queries_x[rows],
-                way,
+                order,
                 k,
-                room,
-                none_found,
+                capacity,
+                empty_lists,
                 grid,
                 *tables,
             )
-            return rows, columns, others, torch.from_numpy(pmi)
+            return rows, columns_x, columns_y, torch.from_numpy(pmi)
 
         yield from in_threads(work, blocks(x.size, width_x))
 
 
-def _room_for(k: int) -> tuple[int, ...]:
-    """The least capacity that holds k neighbours and one more, as a tuple's length."""
+def _capacity_for(k: int) -> tuple[int, ...]:
+    """The least capacity that holds k neighbors and one more, as a tuple's length."""
     return (0,) * next(capacity for capacity in CAPACITIES if capacity > k)
 
 

@@ -1,6 +1,6 @@
-"""The fast engine for values as they are, or standardised: kernels on the CPU.
+"""The fast engine for values as they are, or standardized: kernels on the CPU.
 
-It finds what the plain engine finds, to the last bit.
+It computes what the plain engine does, to the last bit.
 """
 
 from __future__ import annotations
@@ -10,59 +10,61 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from captum_nif._blocks import blocks
+from captum_nif._blocks import block_side, blocks
 from captum_nif.estimators.marginals import ScaledPoints
 from captum_nif.estimators.parallel import in_threads
-from captum_nif.estimators.terms import Sums, Terms, Values
+from captum_nif.estimators.terms import PMIBlock, SumBlock, Terms
 
 if TYPE_CHECKING:
-    from captum_nif.estimators.kernels.scaled import Axis
+    from captum_nif.estimators.kernels.scaled import ScaledAxis
 
 _SIDE = 64
 """Variables of each set in a block, where memory allows."""
 
-_BUDGET = 1 << 22
-"""Values in a block of results held at a time."""
+_BYTES = 32
+"""Of temporary arrays for each result."""
 
 
 def sum_blocks(
     x: ScaledPoints, y: ScaledPoints, k: int, terms: Terms
-) -> Iterator[Sums]:
+) -> Iterator[SumBlock]:
     """See :func:`captum_nif.estimators.engine_plain.sum_blocks`."""
-    for _, columns, others, pmi in pmi_blocks(x, y, k, terms):
-        yield columns, others, len(pmi), pmi.sum(0)
+    for _, columns_x, columns_y, pmi in pmi_blocks(x, y, k, terms):
+        yield columns_x, columns_y, len(pmi), pmi.sum(0)
 
 
 def pmi_blocks(
     x: ScaledPoints, y: ScaledPoints, k: int, terms: Terms
-) -> Iterator[Values]:
+) -> Iterator[PMIBlock]:
     """See :func:`captum_nif.estimators.engine_plain.pmi_blocks`."""
     from captum_nif.estimators.kernels import scaled
 
     tables = terms.joint.numpy(), terms.margin.numpy()
     roundoff = max(x.roundoff, y.roundoff)
-    everyone, own = slice(0, x.count), int(x.are_samples)
-    side = max(1, min(_SIDE, int((_BUDGET // max(1, x.count)) ** 0.5)))
-    for others in blocks(y.size, side):
-        along_y = _axis(y, others)
+    all_rows, own = slice(0, x.count), int(x.are_samples)
+    side = block_side(_BYTES * x.count, _SIDE)
+    for columns_y in blocks(y.size, side):
+        along_y = _axis(y, columns_y)
 
         def work(
-            columns: slice, others: slice = others, along_y: Axis = along_y
-        ) -> Values:
-            along_x = _axis(x, columns)
+            columns_x: slice,
+            columns_y: slice = columns_y,
+            along_y: ScaledAxis = along_y,
+        ) -> PMIBlock:
+            along_x = _axis(x, columns_x)
             pmi = scaled.pointwise(along_x, along_y, own, k, roundoff, *tables)
-            return everyone, columns, others, torch.from_numpy(pmi)
+            return all_rows, columns_x, columns_y, torch.from_numpy(pmi)
 
         yield from in_threads(work, blocks(x.size, side))
 
 
-def _axis(points: ScaledPoints, columns: slice) -> Axis:
-    from captum_nif.estimators.kernels.scaled import Axis
+def _axis(points: ScaledPoints, columns: slice) -> ScaledAxis:
+    from captum_nif.estimators.kernels.scaled import ScaledAxis
 
     values = points.values[:, columns].t().double().contiguous()
     ordered, order = values.sort(dim=-1)
-    everyone = slice(0, points.count)
-    scale = points.scale_of(everyone, columns).t().expand(-1, points.count)
+    all_rows = slice(0, points.count)
+    scale = points.scale_of(all_rows, columns).t().expand(-1, points.count)
     at = points.points[:, columns].t().double()
     tensors = values, ordered, order, at.contiguous(), scale.contiguous()
-    return Axis(*(tensor.numpy() for tensor in tensors))
+    return ScaledAxis(*(tensor.numpy() for tensor in tensors))

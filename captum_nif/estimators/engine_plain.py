@@ -1,64 +1,70 @@
 r"""
-The plain engine: neighbours counted with torch operations, on any device and scale.
+The plain engine: neighbors counted with torch operations, on any device and scale.
 
-It holds all distances of a block of points in a block of planes at once.
+Start here: this is the readable form of what the other engines compute, to the last
+bit. It holds all distances of a block of points in a block of planes at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from captum_nif._blocks import blocks
-from captum_nif.estimators.marginals import Centres
-from captum_nif.estimators.terms import Sums, Terms, Values
-
-_BUDGET = 1 << 22
-"""Distances in the plane held at a time."""
+from captum_nif._blocks import block_length, blocks
+from captum_nif.estimators.marginals import QueryPoints
+from captum_nif.estimators.terms import PMIBlock, SumBlock, Terms
 
 _SIDE = 32
-"""Variables of each set in a block, where the budget allows."""
+"""Variables of each set in a block, where memory allows."""
+
+_BYTES = 32
+"""Of temporary tensors for each distance in the plane."""
 
 
-def pmi_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Values]:
+def pmi_blocks(
+    x: QueryPoints, y: QueryPoints, k: int, terms: Terms
+) -> Iterator[PMIBlock]:
     """PMI of all points for all pairs of variables, a block at a time.
 
     Yields:
 
         Points, variables of x, variables of y, and their PMI in units of terms.
     """
-    width_y = max(1, min(y.size, _SIDE, _BUDGET // x.others))
-    width_x = max(1, min(x.size, _SIDE, _BUDGET // (x.others * width_y)))
-    height = max(1, _BUDGET // (x.others * width_y * width_x))
+    each = _BYTES * x.references
+    width_y = block_length(each, min(max(y.size, 1), _SIDE))
+    width_x = block_length(each * width_y, min(max(x.size, 1), _SIDE))
+    height = block_length(each * width_y * width_x)
     for rows in blocks(x.count, height):
-        for columns in blocks(x.size, width_x):
-            along_x = _Axis(x, rows, columns)
-            for others in blocks(y.size, width_y):
-                along_y = _Axis(y, rows, others)
-                yield rows, columns, others, _pmi(along_x, along_y, k, terms)
+        for columns_x in blocks(x.size, width_x):
+            along_x = _Distances(x, rows, columns_x)
+            for columns_y in blocks(y.size, width_y):
+                along_y = _Distances(y, rows, columns_y)
+                yield rows, columns_x, columns_y, _pmi(along_x, along_y, k, terms)
 
 
-def sum_blocks(x: Centres, y: Centres, k: int, terms: Terms) -> Iterator[Sums]:
+def sum_blocks(
+    x: QueryPoints, y: QueryPoints, k: int, terms: Terms
+) -> Iterator[SumBlock]:
     """PMI summed over points, a block at a time.
 
     Yields:
 
         Variables of x, variables of y, number of points, and the sum of their PMI.
     """
-    for rows, columns, others, pmi in pmi_blocks(x, y, k, terms):
-        yield columns, others, rows.stop - rows.start, pmi.sum(0)
+    for rows, columns_x, columns_y, pmi in pmi_blocks(x, y, k, terms):
+        yield columns_x, columns_y, rows.stop - rows.start, pmi.sum(0)
 
 
-class _Axis:
+class _Distances:
     """Distances from a block of points to all samples, along a block of variables."""
 
-    def __init__(self, centres: Centres, rows: slice, columns: slice) -> None:
-        self.distances = centres.distances(rows, columns)
+    def __init__(self, points: QueryPoints, rows: slice, columns: slice) -> None:
+        self.distances = points.distances(rows, columns)
         self.ordered = self.distances.contiguous().sort(dim=-1).values
-        self.magnitudes = centres.magnitudes(rows, columns)
-        self.roundoff = centres.roundoff
+        self.magnitudes = points.magnitudes(rows, columns)
+        self.roundoff = points.roundoff
 
     def counts(self, inside: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
         """How many samples lie strictly inside, and within reach, along each axis."""
@@ -67,7 +73,7 @@ class _Axis:
         return strict, closed
 
 
-def _pmi(x: _Axis, y: _Axis, k: int, terms: Terms) -> Tensor:
+def _pmi(x: _Distances, y: _Distances, k: int, terms: Terms) -> Tensor:
     """PMI of a block of points for a block of pairs, [points, x, y]."""
     plane = torch.maximum(x.distances[:, :, None], y.distances[:, None])
     rho = plane.topk(k, largest=False).values[..., -1]
@@ -86,42 +92,9 @@ def _pmi(x: _Axis, y: _Axis, k: int, terms: Terms) -> Tensor:
     return joint - margin(strict_x, closed_x) - margin(strict_y.mT, closed_y.mT)
 
 
-def _tolerance(x: _Axis, y: _Axis, rho: Tensor) -> Tensor | int:
+def _tolerance(x: _Distances, y: _Distances, rho: Tensor) -> Tensor | int:
     """How much distances of about rho may differ by rounding alone; 0 if exact."""
     roundoff = max(x.roundoff, y.roundoff)
     if roundoff == 0:
         return 0
     return roundoff * (x.magnitudes[:, :, None] + y.magnitudes[:, None] + rho)
-
-
-class Whole(Centres):
-    """All variables of some points taken together as one, by their Chebyshev distance.
-
-    Joint PMI of a vector is PMI of this one variable.
-    """
-
-    size = 1
-
-    def __init__(self, parts: Centres) -> None:
-        self._parts = parts
-        self.count, self.others = parts.count, parts.others
-        self.roundoff, self.device = parts.roundoff, parts.device
-
-    def distances(self, rows: slice, columns: slice) -> Tensor:
-        """Largest distance over the components."""
-        return self._largest(self._parts.distances, rows, self.others)
-
-    def magnitudes(self, rows: slice, columns: slice) -> Tensor:
-        """Largest magnitude over the components."""
-        return self._largest(self._parts.magnitudes, rows, 1)
-
-    def _largest(
-        self, of: Callable[[slice, slice], Tensor], rows: slice, each: int
-    ) -> Tensor:
-        width = max(1, _BUDGET // (each * (rows.stop - rows.start)))
-        largest: Tensor | None = None
-        for columns in blocks(self._parts.size, width):
-            here = of(rows, columns).amax(dim=1, keepdim=True)
-            largest = here if largest is None else torch.maximum(largest, here)
-        assert largest is not None, "a vector has at least one variable"
-        return largest

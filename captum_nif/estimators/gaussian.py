@@ -8,7 +8,6 @@ Human Brain Mapping 38, 2017), pointwise.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, get_args
@@ -16,38 +15,31 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_nif._blocks import blocks
-from captum_nif.estimators.base import Prepared, Progress
-from captum_nif.estimators.marginals import Variables
-from captum_nif.estimators.moments import Cloud, Fit, correlation
-from captum_nif.estimators.samples import (
-    Pair,
-    check_count,
-    check_vector,
-    checked_query,
-    prepared,
-    prepared_pair,
-)
+from captum_nif._blocks import block_length, block_side, blocks
+from captum_nif.estimators.base import Estimator, Points
+from captum_nif.estimators.marginals import Marginals, Variables
+from captum_nif.estimators.moments import Moments, Populations, correlation
+from captum_nif.estimators.protocol import Progress
 
 GaussianMarginals = Literal["normal", "standard"]
 
-_BUDGET = 1 << 20
-"""Elements of one array held at a time: little enough for caches of processors."""
+_BYTES = 32
+"""Of temporary tensors for each point of a variable, or pair of variables."""
 
 _SIDE = 1024
-"""Variables of each set in a block, where the budget allows."""
+"""Variables of each set in a block, where memory allows."""
 
 _SINGULAR = 1e-9
 """Share of the sum of a correlation matrix's eigenvalues that is 0 but for rounding."""
 
 
 @dataclass(frozen=True)
-class GaussianCopula:
+class GaussianCopula(Estimator):
     r"""
     Estimator of pointwise mutual information (PMI) of a Gaussian of normal scores.
 
     With r the correlation of two variables' normal scores over the N samples, and u and
-    v the standardised scores of one of them,
+    v the standardized scores of one of them,
 
     .. math::
 
@@ -64,10 +56,10 @@ class GaussianCopula:
     correlation is, if the scores are Gaussian (Misra, Singh and Demchuk, *Estimation of
     the entropy of a multivariate normal distribution*, J. Multivariate Anal. 92, 2005;
     used by Ince et al.); independent variables have an I of 0 on average and
-    :math:`-c_N`, about -1/(2N), at least. A constant variable has a PMI of exactly 0.
+    :math:`-c_N`, about -1/(2N), at least.
 
     This sees monotone dependence only: :math:`y = x^2` of a symmetric x has an r of 0,
-    and so has many a pair that :class:`~captum_nif.MixedKSG` finds. Of all
+    and so has many a pair that :class:`~captum_nif.MixedKSG` detects. Of all
     continuous pairs with these margins and this r, the Gaussian has the least mutual
     information, so I is a lower bound in spirit. Single values are extrapolated by the
     model, which makes them smooth where the pair is Gaussian and wrong where not. In
@@ -77,12 +69,27 @@ class GaussianCopula:
     :math:`1 - r^2 \ge N^{-2}`.
 
     Every sample is part of the correlation that explains it, and so is a query, which
-    counts as sample N + 1. Results are float64, on the device of x, and, except for
-    :meth:`joint`, the same to the last bit for a pair alone or among many.
+    counts as sample N + 1. Results, except for the joint PMI of a vector, are the same
+    to the last bit for a pair alone or among many.
+
+    For a vector x, with R the multiple correlation of y with x, :math:`\hat v` the
+    linear prediction of the standardized score v of y, and d the rank of the
+    correlation matrix of x (components that others determine add nothing), the joint
+    PMI is
+
+    .. math::
+
+        -\tfrac12 \log(1 - R^2) + \tfrac12 v^2
+        - \frac{(v - \hat v)^2}{2 (1 - R^2)}
+        - \tfrac12 \left[ \psi(\tfrac{N-1}{2}) - \psi(\tfrac{N-1-d}{2}) \right].
+
+    Its mean does not depend on d for independent variables, but its standard deviation
+    grows as :math:`\sqrt{d / (2 N (N - d))}`. It needs two more samples than the
+    components that vary: fewer could predict any y.
 
     Args:
 
-        marginals (str, optional): ``"normal"`` (normal scores; invariant to increasing
+        marginals (str, optional): ``"normal"`` (normal scores; invariant to monotone
             maps of any variable) or ``"standard"`` (the values themselves, for a
             bivariate normal rather than a copula; sensitive to outliers).
             Default: ``"normal"``
@@ -93,6 +100,8 @@ class GaussianCopula:
 
     Examples::
 
+        >>> import torch
+        >>> from captum_nif import GaussianCopula
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(1000, 2, generator=generator)
         >>> y = torch.stack([3 * x[:, 0] + 4 * x[:, 1], torch.ones(1000)], dim=1)
@@ -118,201 +127,52 @@ class GaussianCopula:
         """Three, which the correction for bias needs."""
         return 3
 
-    def prepare(self, x: Tensor) -> Variables:
-        r"""
-        Rank samples once, for use in place of x or y in all other methods.
+    @property
+    def _marginals(self) -> Marginals:
+        return self.marginals
 
-        Args:
-
-            x (Tensor): N samples of n variables, [N, n], of floating point. Half
-                precision is widened. Values that are equal tie: -0.0 equals 0.0.
-
-        Returns:
-
-            **Variables**: opaque; for estimators with these marginals.
-
-        Raises:
-
-            TypeError: If x is not a dense tensor of floating point.
-            ValueError: If x is not [N, n], or holds NaN or infinity.
-
-        Examples::
-
-            >>> copula = GaussianCopula()
-            >>> x = copula.prepare(torch.arange(12.0).view(6, 2))
-            >>> copula.mi(x, x).shape
-            torch.Size([2, 2])
-        """
-        return prepared("x", x, self.marginals)
-
-    def mi(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        Mutual information of every pair of variables, in nats.
-
-        It is the mean over samples of :meth:`pmi`, by its closed form.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a variables, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            progress (callable, optional): Called after every block of work with the
-                number of single-sample values that it took; N a b in all. Fits
-                ``tqdm.update``. Default: None
-
-        Returns:
-
-            **Tensor** of shape [a, b], float64.
-
-        Raises:
-
-            TypeError: See :meth:`prepare`; or if either was prepared by another kind of
-                estimator.
-            ValueError: See :meth:`prepare`; or if x and y differ in samples or device,
-                were prepared for other marginals, or have fewer than 3 samples.
-        """
-        first, second = (Cloud(each) for each in self._pair(x, y))
-        self._check(first)
-        information = _zeros(first.size, second.size, like=first)
-        everyone = slice(0, first.count)
-        side = max(1, min(_SIDE, _BUDGET // first.points))
-        for columns, others in product(
-            blocks(first.size, side), blocks(second.size, side)
-        ):
+    def _mi(self, x: Variables, y: Variables, progress: Progress | None) -> Tensor:
+        first, second = Populations(Points(x, None)), Populations(Points(y, None))
+        information = _zeros(x.size, y.size, like=first)
+        all_rows = slice(0, first.count)
+        side = block_length(_BYTES * first.points, _SIDE, in_cache=True)
+        for columns_x, columns_y in product(blocks(x.size, side), blocks(y.size, side)):
             r, known = correlation(
-                first.fit(everyone, columns), second.fit(everyone, others)
+                first.moments(all_rows, columns_x), second.moments(all_rows, columns_y)
             )
             block = gaussian_information(r, first.points)
-            information[columns, others] = block.masked_fill(~known, 0.0)[0]
+            information[columns_x, columns_y] = block.masked_fill(~known, 0.0)[0]
             if progress is not None:
                 progress(first.count * block.numel())
         return information
 
-    def pmi(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        Pointwise mutual information of every sample or query for every pair, in nats.
-
-        A query is explained against all N samples, as sample N + 1: it is ranked and
-        correlated together with them. Hence ``pmi(x, y)[i]`` equals, to the last bit,
-        ``pmi(x_without_i, y_without_i, query=(x_i, y_i))[0]``.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a variables, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]). They are
-                converted to the dtype of the samples, so that equal values tie.
-                Default: None
-            progress (callable, optional): See :meth:`mi`. Default: None
-
-        Returns:
-
-            **Tensor** of shape [N, a, b], or [S, a, b] with queries, float64.
-
-        Raises:
-
-            TypeError: See :meth:`mi`; or if ``query`` is not a pair of dense tensors of
-                floating point.
-            ValueError: See :meth:`mi`; or if queries do not match the samples in shape
-                or device, or hold NaN or infinity.
-        """
-        first, second = self._clouds(x, y, query)
+    def _pmi(self, x: Points, y: Points, progress: Progress | None) -> Tensor:
+        first, second = Populations(x), Populations(y)
         pmi = _zeros(first.count, first.size, second.size, like=first)
         side, height = _block(first, second)
         for rows in blocks(first.count, height):
-            for columns, others in product(
+            for columns_x, columns_y in product(
                 blocks(first.size, side), blocks(second.size, side)
             ):
-                block = _pmi(first.fit(rows, columns), second.fit(rows, others))
-                pmi[rows, columns, others] = block
+                block = _pmi_of_pairs(
+                    first.moments(rows, columns_x), second.moments(rows, columns_y)
+                )
+                pmi[rows, columns_x, columns_y] = block
                 if progress is not None:
                     progress(block.numel())
         return pmi
 
-    def joint(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        PMI of the whole vector x with each variable of y, in nats.
-
-        With R the multiple correlation of y with x, :math:`\hat v` the linear
-        prediction of its standardised score v, and d the rank of the correlation matrix
-        of x (components that others determine add nothing),
-
-        .. math::
-
-            \mathrm{PMI} = -\tfrac12 \log(1 - R^2) + \tfrac12 v^2
-            - \frac{(v - \hat v)^2}{2 (1 - R^2)}
-            - \tfrac12 \left[ \psi(\tfrac{N-1}{2}) - \psi(\tfrac{N-1-d}{2}) \right].
-
-        The mean does not depend on d for independent variables, but its standard
-        deviation grows as :math:`\sqrt{d / (2 N (N - d))}`.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a vector of a >= 1 components, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]); see
-                :meth:`pmi`. Default: None
-            progress (callable, optional): See :meth:`mi`; the vector counts as one
-                variable. Default: None
-
-        Returns:
-
-            **Tensor** of shape [N, b], or [S, b] with queries, float64.
-
-        Raises:
-
-            TypeError: See :meth:`pmi`.
-            ValueError: See :meth:`pmi`; or if the vector has no components, or fewer
-                samples than the components that vary, plus 2: any y could be predicted.
-        """
-        first, second = self._clouds(x, y, query)
-        check_vector(first.size)
+    def _joint(self, x: Points, y: Points, progress: Progress | None) -> Tensor:
+        first, second = Populations(x), Populations(y)
         pmi = _zeros(first.count, second.size, like=first)
         for rows in blocks(first.count, first.count if first.one else 1):
-            vector = first.fit(rows, slice(0, first.size))
-            pmi[rows] = _pmi_of_vector(vector, second.fit(rows, slice(0, second.size)))
+            vector = first.moments(rows, slice(0, first.size))
+            pmi[rows] = _pmi_of_vector(
+                vector, second.moments(rows, slice(0, second.size))
+            )
             if progress is not None:
                 progress(pmi[rows].numel())
         return pmi
-
-    # ------------------------------------------------------------------------ inside
-
-    def _clouds(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Cloud, Cloud]:
-        pair = self._pair(x, y)
-        queries = (None, None) if query is None else checked_query(query, pair)
-        first, second = (Cloud(*each) for each in zip(pair, queries, strict=True))
-        self._check(first)
-        return first, second
-
-    def _check(self, cloud: Cloud) -> None:
-        check_count(cloud.points, self.min_samples, type(self).__name__)
-
-    def _pair(self, x: Tensor | Prepared, y: Tensor | Prepared) -> Pair:
-        return prepared_pair(x, y, self.marginals, type(self).__name__)
 
 
 def gaussian_information(r: Tensor, samples: int) -> Tensor:
@@ -323,7 +183,7 @@ def gaussian_information(r: Tensor, samples: int) -> Tensor:
     return _information(r.square(), samples) - _bias(samples, 1)
 
 
-def _pmi(x: Fit, y: Fit) -> Tensor:
+def _pmi_of_pairs(x: Moments, y: Moments) -> Tensor:
     """PMI of the points explained for all pairs, [S, a, b] or [P, a, b]."""
     r, known = correlation(x, y)
     u, v = x.scores[:, :, None], y.scores[:, None]
@@ -333,9 +193,9 @@ def _pmi(x: Fit, y: Fit) -> Tensor:
     return pmi.masked_fill_(~known, 0.0)
 
 
-def _pmi_of_vector(x: Fit, y: Fit) -> Tensor:
-    """PMI of the points explained for one vector in one cloud, [1, b] or [P, b]."""
-    x = Fit(*(part[..., x.spread[0] > 0] for part in x))
+def _pmi_of_vector(x: Moments, y: Moments) -> Tensor:
+    """PMI of the points of one population for one vector, [1, b] or [P, b]."""
+    x = Moments(*(part[..., x.spread[0] > 0] for part in x))
     components = x.values.shape[2]
     if x.points < components + 2:
         raise ValueError(
@@ -369,19 +229,22 @@ def _information(share: Tensor, points: int) -> Tensor:
 
 def _bias(points: int, components: int) -> float:
     """What independent Gaussian variables show on average, in nats."""
-    freedom = torch.tensor([points - 1, points - 1 - components], dtype=torch.float64)
+    freedom = torch.tensor(
+        [points - 1, points - 1 - components], dtype=torch.float64, device="cpu"
+    )
     both = torch.digamma(freedom / 2)
     return float(both[0] - both[1]) / 2
 
 
-def _zeros(*shape: int, like: Cloud) -> Tensor:
+def _zeros(*shape: int, like: Populations) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=like.device)
 
 
-def _block(x: Cloud, y: Cloud) -> tuple[int, int]:
-    """Variables of each set, and rows, that the budget allows at a time."""
+def _block(x: Populations, y: Populations) -> tuple[int, int]:
+    """Variables of each set, and rows, in a block."""
     if x.one:
-        return max(1, math.isqrt(_BUDGET // x.points)), x.count
-    side = max(1, min(_SIDE, _BUDGET // x.points))
+        return block_side(_BYTES * x.points, in_cache=True), max(x.count, 1)
+    side = block_length(_BYTES * x.points, _SIDE, in_cache=True)
     width = max(1, min(side, max(x.size, y.size)))
-    return side, max(1, _BUDGET // (width * max(width, x.points)))
+    each = _BYTES * width * max(width, x.points)
+    return side, block_length(each, in_cache=True)

@@ -21,20 +21,18 @@ computation on the same numbers, and agree to the last bit.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from captum_nif._blocks import blocks
+from captum_nif._blocks import block_length, blocks
+from captum_nif.estimators.normal_scores import normal_scores
 from captum_nif.estimators.ranking import ranked, ranked_among
 
 Marginals = Literal["normal", "standard", "raw"]
-
-SCORE_BITS = 26
-"""Normal scores are integers in units of 2^-26: all of (-8, 8), and the difference of
-any two scores, fit into int32."""
 
 _ROUNDINGS = 8.0
 """How many roundings of its operands a distance may be off by and still tie: one from
@@ -47,24 +45,21 @@ _HALF_WORD = 1 << 31
 
 _FAR = torch.iinfo(torch.int32).max
 
-_BUDGET = 1 << 24
-"""Elements summed at a time; bounds the 64-bit temporaries of doing so."""
 
-
-class Centres(ABC):
-    """Points whose neighbours among the samples are counted.
+class QueryPoints(ABC):
+    """Points whose neighbors among reference samples are counted.
 
     Attributes:
         count (int): Number of points.
         size (int): Number of variables.
-        others (int): Number of samples that each point is compared with.
+        references (int): Number of samples that each point is compared with.
         roundoff (float): Relative error of a distance; 0 where distances are exact.
         device (torch.device): Where they are.
     """
 
     count: int
     size: int
-    others: int
+    references: int
     roundoff: float
     device: torch.device
 
@@ -79,6 +74,39 @@ class Centres(ABC):
     @abstractmethod
     def magnitudes(self, rows: slice, columns: slice) -> Tensor:
         """Size of the points' own values, which rounding errors grow with."""
+
+
+class JointVariable(QueryPoints):
+    """All variables of some points as a single one, by their Chebyshev distance.
+
+    Joint PMI of a vector is PMI of this variable.
+    """
+
+    size = 1
+
+    def __init__(self, components: QueryPoints) -> None:
+        self._components = components
+        self.count, self.references = components.count, components.references
+        self.roundoff, self.device = components.roundoff, components.device
+
+    def distances(self, rows: slice, columns: slice) -> Tensor:
+        """Largest distance over the components."""
+        return self._largest(self._components.distances, rows, self.references)
+
+    def magnitudes(self, rows: slice, columns: slice) -> Tensor:
+        """Largest magnitude over the components."""
+        return self._largest(self._components.magnitudes, rows, 1)
+
+    def _largest(
+        self, of: Callable[[slice, slice], Tensor], rows: slice, each: int
+    ) -> Tensor:
+        width = block_length(32 * each * (rows.stop - rows.start))
+        largest: Tensor | None = None
+        for columns in blocks(self._components.size, width):
+            here = of(rows, columns).amax(dim=1, keepdim=True)
+            largest = here if largest is None else torch.maximum(largest, here)
+        assert largest is not None, "a vector has at least one variable"
+        return largest
 
 
 class Variables(ABC):
@@ -99,11 +127,11 @@ class Variables(ABC):
     device: torch.device
 
     @abstractmethod
-    def leave_one_out(self) -> Centres:
+    def leave_one_out(self) -> QueryPoints:
         """Each sample as a point among the other N - 1."""
 
     @abstractmethod
-    def around(self, query: Tensor) -> Centres:
+    def around(self, query: Tensor) -> QueryPoints:
         """Each row of ``query``, [S, size], as a point among the N samples."""
 
 
@@ -115,38 +143,6 @@ def prepare_variables(x: Tensor, marginals: Marginals) -> Variables:
 
 
 # --------------------------------------------------------------------- normal scores
-
-
-@lru_cache(maxsize=64)
-def normal_scores(samples: int) -> Tensor:
-    r"""
-    Table of the normal scores of N samples, indexed by *twice* the mean rank.
-
-    Twice, because tied samples share half-integer mean ranks. The entry for 2r is
-    :math:`\Phi^{-1}((r - 1/2)/N)` (the rank-based inverse normal transform with Hazen's
-    plotting position), rounded to a multiple of 2^-26 and given as that integer
-    multiple. The upper half mirrors the lower one, so that the table is exactly
-    antisymmetric. Entries 0 and 1 are padding.
-
-    Args:
-
-        samples (int): Number N of samples that are ranked together.
-
-    Returns:
-
-        **Tensor** of shape [2N + 1], int32.
-
-    Examples::
-
-        >>> normal_scores(3)[2::2] / 2**SCORE_BITS
-        tensor([-0.9674,  0.0000,  0.9674])
-    """
-    doubled = torch.arange(2, samples + 1, dtype=torch.float64)
-    below = torch.special.ndtri((doubled - 1) / (2 * samples))
-    below = torch.round(below * 2**SCORE_BITS).int()
-    padding_and_median = torch.zeros(3, dtype=torch.int32)
-    padding, median = padding_and_median[:2], padding_and_median[2:]
-    return torch.cat([padding, below, median, -below.flip(0)])
 
 
 class RankedVariables(Variables):
@@ -166,11 +162,11 @@ class RankedVariables(Variables):
         self.dtype, self.device = x.dtype, x.device
         self.ordered, self.ranks, self.untied = ranked(_widened(x))
 
-    def leave_one_out(self) -> Centres:
+    def leave_one_out(self) -> QueryPoints:
         """Each sample, ranked among all N, as a point among the other N - 1."""
         return RankedSamples(self)
 
-    def around(self, query: Tensor) -> Centres:
+    def around(self, query: Tensor) -> QueryPoints:
         """Each query, ranked as sample N + 1, as a point among the N samples."""
         return RankedQueries(self, query)
 
@@ -179,14 +175,14 @@ class RankedVariables(Variables):
         return ranked_among(self.ordered, _widened(query.to(self.dtype)))
 
 
-class RankedSamples(Centres):
+class RankedSamples(QueryPoints):
     """Samples among the others, on the scale of normal scores."""
 
     roundoff = 0.0
 
     def __init__(self, variables: RankedVariables) -> None:
         self.count, self.size = variables.samples, variables.size
-        self.others, self.device = variables.samples - 1, variables.device
+        self.references, self.device = variables.samples - 1, variables.device
         self.ranks = variables.ranks
 
     @cached_property
@@ -204,20 +200,20 @@ class RankedSamples(Centres):
         return self._scores[rows, columns].abs()
 
 
-class RankedQueries(Centres):
+class RankedQueries(QueryPoints):
     """Queries among the samples, on the scale of normal scores of N + 1."""
 
     roundoff = 0.0
 
     def __init__(self, variables: RankedVariables, query: Tensor) -> None:
         self.count, self.size = query.shape
-        self.others, self.device = variables.samples, variables.device
+        self.references, self.device = variables.samples, variables.device
         self.ranks, self.untied = variables.ranks, variables.untied
         self.query_ranks = variables.ranks_of(query)
 
     @cached_property
     def _table(self) -> Tensor:
-        return normal_scores(self.others + 1).to(self.device)
+        return normal_scores(self.references + 1).to(self.device)
 
     def distances(self, rows: slice, columns: slice) -> Tensor:
         """Distances from queries, by scores among N + 1, int32."""
@@ -275,16 +271,16 @@ class ScaledVariables(Variables):
         self.dtype, self.device = x.dtype, x.device
         self.values = _widened(x)
 
-    def leave_one_out(self) -> Centres:
+    def leave_one_out(self) -> QueryPoints:
         """Each sample, on the scale of all N, as a point among the other N - 1."""
         return ScaledPoints(self, None)
 
-    def around(self, query: Tensor) -> Centres:
+    def around(self, query: Tensor) -> QueryPoints:
         """Each query, on the scale of all N + 1, as a point among the N samples."""
         return ScaledPoints(self, _widened(query.to(self.dtype)))
 
 
-class ScaledPoints(Centres):
+class ScaledPoints(QueryPoints):
     """Samples among the others (``query`` None), or queries among the samples.
 
     Attributes:
@@ -299,7 +295,7 @@ class ScaledPoints(Centres):
         self.points = self.values if query is None else query
         self.are_samples = query is None
         self.count, self.size = self.points.shape
-        self.others = variables.samples - self.are_samples
+        self.references = variables.samples - self.are_samples
         self.device = variables.device
         # One for all samples; one per query, which is part of its own deviation.
         self._scale = torch.ones_like(self.points[: 1 if query is None else None])
@@ -309,7 +305,7 @@ class ScaledPoints(Centres):
 
     def _fill_scale(self, query: Tensor | None) -> None:
         rows, _ = self._scale.shape
-        width = max(1, _BUDGET // (max(1, rows) * (self.others + 1)))
+        width = block_length(32 * max(1, rows) * (self.references + 1))
         for columns in blocks(self.size, width):
             values = self.values[:, columns].t().double()
             if query is not None:

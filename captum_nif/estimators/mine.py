@@ -10,36 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from captum_nif._blocks import blocks
-from captum_nif.estimators.base import Prepared, Progress
+from captum_nif._blocks import block_length, blocks
+from captum_nif.estimators.base import Estimator, Points
 from captum_nif.estimators.critics import Trained, Training
-from captum_nif.estimators.marginals import (
-    SCORE_BITS,
-    RankedVariables,
-    Variables,
-    normal_scores,
-)
-from captum_nif.estimators.samples import (
-    check_vector,
-    checked_query,
-    prepared,
-    prepared_pair,
-)
-
-_MARGINALS: Literal["normal"] = "normal"
+from captum_nif.estimators.marginals import Marginals, RankedVariables, Variables
+from captum_nif.estimators.normal_scores import SCORE_BITS, normal_scores
+from captum_nif.estimators.protocol import Progress
 
 _MIN_SAMPLES = 4
 """Two in either half: the fewest that can be shuffled."""
 
-_BUDGET = {"cpu": 1 << 19}
-_LARGE_BUDGET = 1 << 25
-"""Units of a layer in one step of training, where a matrix product is efficient."""
+_EFFICIENT = 1 << 19
+"""Units of a layer in one step of training, where matrix products of a CPU are fast."""
 
 _KEPT = 1 << 28
 """Numbers kept in the trained networks of two sets of variables (1 GiB)."""
@@ -51,7 +38,7 @@ _TRAINED: WeakKeyDictionary[
 
 
 @dataclass(frozen=True)
-class MINE:
+class MINE(Estimator):
     r"""
     Estimator of pointwise mutual information (PMI) by small neural networks.
 
@@ -71,14 +58,14 @@ class MINE:
     has seen it, and one low, which has not; to first order they cancel. (A single
     network finds information in independent pairs, on the samples it has seen.)
 
-    **Bias.** ``benchmarks.bench_estimators`` tells it for 14 kinds of pairs.
+    **Bias.** ``benchmarks.bench_estimators`` reports it for 14 kinds of pairs.
     Independent pairs come out within hundredths of a nat of 0, as stopping early keeps
-    noise from being learnt. Smooth dependence is found, but what bends often or sharply
-    takes more ``steps``: of the 0.86 nats between a phase and its noisy sine over two
-    periods, 0.2 are missed at N = 2000. Neither network has seen a query, so that the
-    PMI of queries, on average, is somewhat lower than the mutual information. The PMI
-    of samples among the others is thus *not* what :meth:`pmi` would return for them as
-    queries against the others. Both follow the truth closely.
+    noise from being learned. Smooth dependence is detected, but what bends often or
+    sharply takes more ``steps``: of the 0.86 nats between a phase and its noisy sine
+    over two periods, 0.2 are missed at N = 2000. Neither network has seen a query, so
+    that the PMI of queries, on average, is somewhat lower than the mutual information.
+    The PMI of samples among the others is thus *not* what :meth:`pmi` would return for
+    them as queries against the others. Both follow the truth closely.
 
     **Time.** Training takes some 50 ms per pair of variables, a thousand times what
     :class:`~captum_nif.MixedKSG` takes, and more for a pair alone. It is
@@ -86,12 +73,16 @@ class MINE:
     What later calls need, about 10 kB per pair, is kept as long as x and y are, if it
     takes no more than 1 GiB in all (100,000 pairs).
 
-    Constant variables have a PMI of exactly 0. Increasing maps of a variable change
-    nothing. All pairs start from the same weights, and see the same batches and
-    shuffles, which come from ``seed`` alone; global random states stay untouched. So a
-    pair alone has the same PMI as among many, as far as the processor's matrix products
-    are the same for few and many; where they differ in rounding, training can make
-    tenths of a nat of it in single samples, though hardly anything in their mean.
+    For the joint PMI of a vector, networks take the normal scores of all components
+    beside that of y. The more components and the fewer samples there are, the earlier
+    they stop and the lower is what they detect: with some hundred samples, a few
+    components are enough.
+
+    Increasing maps of a variable change nothing. All pairs start from the same weights,
+    and see the same batches and shuffles, which come from ``seed`` alone. So a pair
+    alone has the same PMI as among many, as far as the processor's matrix products are
+    the same for few and many; where they differ in rounding, training can make tenths
+    of a nat of it in single samples, though hardly anything in their mean.
 
     Args:
 
@@ -111,6 +102,8 @@ class MINE:
 
     Examples::
 
+        >>> import torch
+        >>> from captum_nif import MINE
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(500, 1, generator=generator)
         >>> y = torch.cat([x.relu(), torch.ones(500, 1)], dim=1)
@@ -153,154 +146,40 @@ class MINE:
         """Four: each half needs two samples to shuffle. Sensible are some hundred."""
         return _MIN_SAMPLES
 
-    def prepare(self, x: Tensor) -> Variables:
-        r"""
-        Rank samples once, and keep what will be trained on them.
+    @property
+    def _marginals(self) -> Marginals:
+        return "normal"
 
-        Args:
+    def _check_count(self, samples: int, queries: bool) -> None:
+        if samples < _MIN_SAMPLES:
+            raise ValueError(
+                f"MINE trains on halves of {_MIN_SAMPLES // 2} samples at least, but "
+                f"there are {samples} samples in all; give more."
+            )
 
-            x (Tensor): N samples of n variables, [N, n], of floating point. Half
-                precision is widened. Values that are equal tie: -0.0 equals 0.0.
-
-        Returns:
-
-            **Variables**: opaque; to be passed in place of x or y. Networks are trained
-            by the first call with any two of them.
-
-        Raises:
-
-            TypeError: If x is not a dense tensor of floating point.
-            ValueError: If x is not [N, n], or holds NaN or infinity.
-
-        Examples::
-
-            >>> x = MINE().prepare(torch.arange(12.0).view(6, 2))
-            >>> MINE(steps=10).mi(x, x).shape
-            torch.Size([2, 2])
-        """
-        return prepared("x", x, _MARGINALS)
-
-    def mi(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        Mutual information of every pair of variables, in nats.
-
-        It is the mean over samples of :meth:`pmi`, and is not clipped at 0.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a variables, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            progress (callable, optional): Called after every block of work with the
-                number of single-sample values that it took; N a b in all. Fits
-                ``tqdm.update``. Default: None
-
-        Returns:
-
-            **Tensor** of shape [a, b], float64.
-
-        Raises:
-
-            TypeError: See :meth:`prepare`; or if either was prepared by another kind of
-                estimator.
-            ValueError: See :meth:`prepare`; or if x and y differ in samples or device,
-                or have fewer than 4 samples.
-        """
-        first, second = _axes(x, y)
+    def _mi(self, x: Variables, y: Variables, progress: Progress | None) -> Tensor:
+        first, second = _Inputs(Points(x, None)), _Inputs(Points(y, None))
         mi = _zeros(first.size, second.size, like=first)
         for i, j, pmi in self._blocks(first, second, progress):
             mi[i, j] = pmi.mean(1)
         return mi
 
-    def pmi(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        Pointwise mutual information of every sample or query for every pair, in nats.
-
-        Without ``query``, samples are scored by one network that has seen them and by
-        one that has not. Queries are ranked as sample N + 1 together with the N
-        samples, and scored by both networks, which have not seen them.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a variables, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]). They are
-                converted to the dtype of the samples. Default: None
-            progress (callable, optional): See :meth:`mi`. Default: None
-
-        Returns:
-
-            **Tensor** of shape [N, a, b], or [S, a, b] with queries, float64.
-
-        Raises:
-
-            TypeError: See :meth:`mi`; or if ``query`` is not a pair of dense tensors of
-                floating point.
-            ValueError: See :meth:`mi`; or if queries do not match the samples in shape
-                or device, or hold NaN or infinity.
-        """
-        first, second = _axes(x, y, query)
+    def _pmi(self, x: Points, y: Points, progress: Progress | None) -> Tensor:
+        first, second = _Inputs(x), _Inputs(y)
         values = _zeros(first.count, first.size, second.size, like=first)
         for i, j, pmi in self._blocks(first, second, progress):
             values[:, i, j] = pmi.t()
         return values
 
-    def joint(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        PMI of the whole vector x with each variable of y, in nats.
-
-        The networks take the normal scores of all components beside that of y. The more
-        components and the fewer samples there are, the earlier they stop and the lower
-        is what they find: with some hundred samples, a few components are enough.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a vector of a >= 1 components, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]); see
-                :meth:`pmi`. Default: None
-            progress (callable, optional): See :meth:`mi`; the vector counts as one
-                variable. Default: None
-
-        Returns:
-
-            **Tensor** of shape [N, b], or [S, b] with queries, float64.
-
-        Raises:
-
-            TypeError: See :meth:`pmi`.
-            ValueError: See :meth:`pmi`; or if the vector has no components.
-        """
-        first, second = _axes(x, y, query, whole=True)
-        check_vector(first.components)
+    def _joint(self, x: Points, y: Points, progress: Progress | None) -> Tensor:
+        first, second = _Inputs(x, joint=True), _Inputs(y)
         values = _zeros(first.count, second.size, like=first)
         for _, j, pmi in self._blocks(first, second, progress):
             values[:, j] = pmi.t()
         return values
 
-    # ------------------------------------------------------------------------ inside
-
     def _blocks(
-        self, x: _Axis, y: _Axis, progress: Progress | None
+        self, x: _Inputs, y: _Inputs, progress: Progress | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """P variables of x, P of y, and the PMI of all points for these pairs, [P, B].
 
@@ -312,9 +191,9 @@ class MINE:
         pairs = len(varying[0]) * len(varying[1])
         if progress is not None and pairs < x.size * y.size:
             progress(x.count * (x.size * y.size - pairs))
-        budget = _BUDGET.get(x.device.type, _LARGE_BUDGET)
-        unit = 4 * self.batch * max(self.hidden, x.components + 2)
-        for block in blocks(pairs, max(1, budget // unit)):
+        units = 4 * self.batch * max(self.hidden, x.components + 2)
+        most = max(1, _EFFICIENT // units) if x.device.type == "cpu" else None
+        for block in blocks(pairs, block_length(4 * units, most)):
             pair = torch.arange(block.start, block.stop, device=x.device)
             i = varying[0][pair.div(len(varying[1]), rounding_mode="floor")]
             j = varying[1][pair % len(varying[1])]
@@ -325,12 +204,12 @@ class MINE:
                 progress(pmi.numel())
 
     def _trained(
-        self, x: _Axis, y: _Axis, i: Tensor, j: Tensor, start: int, pairs: int
+        self, x: _Inputs, y: _Inputs, i: Tensor, j: Tensor, start: int, pairs: int
     ) -> Trained:
         """Networks for these variables, trained now or earlier."""
         ends = _TRAINED.setdefault(x.variables, WeakKeyDictionary())
         kept = ends.setdefault(y.variables, {})
-        key = self, x.whole, start
+        key = self, x.joint, start
         if key in kept:
             return kept[key]
         training = Training(
@@ -342,37 +221,37 @@ class MINE:
         return trained
 
 
-class _Axis:
-    """Samples of some variables, and points among them whose PMI is asked for.
+class _Inputs:
+    """What networks see along one set of variables: scores of samples and points.
 
     Attributes:
         variables (RankedVariables): the samples.
-        whole (bool): whether all variables are the components of a single one.
+        joint (bool): whether all variables are the components of a single one.
         count (int): number of points.
         size (int): number of variables.
         components (int): how many numbers a value of each is made of.
         device (torch.device): where they are.
     """
 
-    def __init__(
-        self, variables: RankedVariables, query: Tensor | None, whole: bool
-    ) -> None:
-        self.variables, self.whole = variables, whole
+    def __init__(self, points: Points, joint: bool = False) -> None:
+        variables, query = points
+        assert isinstance(variables, RankedVariables)
+        self.variables, self.joint = variables, joint
         self.device = variables.device
         self.size, self.components = variables.size, 1
-        if whole:
+        if joint:
             self.size, self.components = self.components, self.size
-        self._points, self._among = variables.ranks, variables.samples
+        self._points, self._together = variables.ranks, variables.samples
         if query is not None:
             self._points = variables.ranks_of(query)
-            self._among += 1
+            self._together += 1
         self.count = len(self._points)
 
     def varying(self) -> Tensor:
         """Indices of the variables that are not constant."""
         ordered = self.variables.ordered
         varies = ordered[:, 0] != ordered[:, -1]
-        return (varies.any().view(1) if self.whole else varies).nonzero().flatten()
+        return (varies.any().view(1) if self.joint else varies).nonzero().flatten()
 
     def samples(self, columns: Tensor) -> Tensor:
         """Normal scores of all samples, [columns, N, components]."""
@@ -380,34 +259,14 @@ class _Axis:
 
     def points(self, columns: Tensor) -> Tensor:
         """Normal scores of all points, [columns, points, components]."""
-        return self._scores(self._points, self._among, columns)
+        return self._scores(self._points, self._together, columns)
 
-    def _scores(self, ranks: Tensor, among: int, columns: Tensor) -> Tensor:
-        table = normal_scores(among).to(self.device).float() * 2.0**-SCORE_BITS
-        if self.whole:
+    def _scores(self, ranks: Tensor, together: int, columns: Tensor) -> Tensor:
+        table = normal_scores(together).to(self.device).float() * 2.0**-SCORE_BITS
+        if self.joint:
             return table[ranks.int()].expand(len(columns), -1, -1)
         return table[ranks[:, columns].int()].t().unsqueeze(-1)
 
 
-def _axes(
-    x: Tensor | Prepared,
-    y: Tensor | Prepared,
-    query: tuple[Tensor, Tensor] | None = None,
-    whole: bool = False,
-) -> tuple[_Axis, _Axis]:
-    """What is asked for, along x and along y, if it can be answered."""
-    pair = prepared_pair(x, y, _MARGINALS, MINE.__name__)
-    points = (None, None) if query is None else checked_query(query, pair)
-    first, second = pair
-    if first.samples < _MIN_SAMPLES:
-        raise ValueError(
-            f"MINE trains on halves of {_MIN_SAMPLES // 2} samples at least, but there "
-            f"are {first.samples} samples in all; give more."
-        )
-    assert isinstance(first, RankedVariables)
-    assert isinstance(second, RankedVariables)
-    return _Axis(first, points[0], whole), _Axis(second, points[1], whole=False)
-
-
-def _zeros(*shape: int, like: _Axis) -> Tensor:
+def _zeros(*shape: int, like: _Inputs) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64, device=like.device)

@@ -1,5 +1,5 @@
 r"""
-Mixed KSG: mutual information by nearest neighbours, for continuous and discrete values.
+Mixed KSG: mutual information by nearest neighbors, for continuous and discrete values.
 
 After Kraskov, Stögbauer and Grassberger (*Estimating mutual information*, Phys. Rev. E
 69, 2004; algorithm 1) and Gao, Kannan, Oh and Viswanath (*Estimating mutual
@@ -17,17 +17,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from captum_nif._messages import warn
 from captum_nif.estimators import engine_cpu, engine_gpu, engine_plain
-from captum_nif.estimators.base import Prepared, Progress
-from captum_nif.estimators.marginals import Centres, Marginals, Variables
-from captum_nif.estimators.samples import (
-    Pair,
-    check_vector,
-    checked_query,
-    prepared,
-    prepared_pair,
+from captum_nif.estimators.base import Estimator, Points
+from captum_nif.estimators.marginals import (
+    JointVariable,
+    Marginals,
+    QueryPoints,
+    Variables,
 )
-from captum_nif.estimators.terms import Terms, added_up, fixed_point, put_together
+from captum_nif.estimators.protocol import Progress
+from captum_nif.estimators.terms import Terms, assemble_pmi, assemble_sums, fixed_point
 
 Formula = Literal["corrected", "paper"]
 
@@ -39,12 +39,12 @@ _PAPER_K = 10
 
 
 @dataclass(frozen=True)
-class MixedKSG:
+class MixedKSG(Estimator):
     r"""
     Mixed KSG estimator of pointwise mutual information (PMI).
 
     Point i is compared with M other samples, in the plane of a pair of variables with
-    Chebyshev distance. Let :math:`\rho_i` be the distance to its k-th neighbour there;
+    Chebyshev distance. Let :math:`\rho_i` be the distance to its k-th neighbor there;
     in the plane and along each axis, let c count the other samples within
     :math:`\rho_i` (closed ball) and s those strictly inside. With N = M + 1 and
     :math:`\psi` the digamma function, ``formula="corrected"`` is
@@ -62,8 +62,7 @@ class MixedKSG:
     where a ReLU puts half of the samples at 0, closed counts keep the many samples at
     exactly :math:`\rho_i` in the picture: dropping them, as the published code of Gao
     et al. does, finds information in independent pairs of ReLUs, and far too much in
-    rounded data. A constant variable has a PMI of exactly 0. Values are
-    always finite, and may be negative.
+    rounded data. Values are always finite.
 
     ``formula="paper"`` is Eq. 6 of Davis et al. (*On network science and mutual
     information for explaining deep neural networks*, ICASSP 2020) as printed,
@@ -80,25 +79,28 @@ class MixedKSG:
 
     .. math:: k = \lfloor \sqrt[3]{M} \rfloor,
 
-    which is 4, 7 and 12 at N = 100, 500 and 2000. The ball of the neighbours holds a
+    which is 4, 7 and 12 at N = 100, 500 and 2000. The ball of the neighbors holds a
     share k/M of the samples, to which the bias of a smooth dependence is proportional;
     what k adds to the variance of mutual information falls as 1/(k M). The square of
     the one and the other are in balance where k grows as the cube root of M; that its
     factor is about 1 is measured. Over 14 kinds of pairs, the mean root mean square
     error at these N is 0.096, 0.031 and 0.014 nats (k = 3: 0.093, 0.034, 0.019; k = 10:
     0.133, 0.034, 0.015). Single samples, whose noise does not average out, gain a
-    little by more neighbours, the more the larger N is: their correlation with the true
+    little by more neighbors, the more the larger N is: their correlation with the true
     PMI is 0.63, 0.80 and 0.88, with k = 20 it is 0.52, 0.81 and 0.90.
 
-    Results are deterministic (there is no jitter), float64, on the device of x, and the
-    same to the last bit for a pair alone or among many.
+    The joint PMI of a vector is that of one variable whose distance is the largest over
+    the vector's components.
+
+    Results are deterministic (there is no jitter), and the same to the last bit for a
+    pair alone or among many. All methods refuse fewer than k other samples per point.
 
     Args:
 
-        k (int, optional): Number of neighbours, at least 1. Small k follows fine
+        k (int, optional): Number of neighbors, at least 1. Small k follows fine
             structure, large k is less noisy. None stands for the cube root of M,
             rounded down, from 3 to 15, with the corrected formula, and for 10 with the
-            paper's; see :meth:`neighbours`.
+            paper's; see :meth:`neighbors`.
             Default: None
         formula (str, optional): ``"corrected"`` or ``"paper"``.
             Default: ``"corrected"``
@@ -115,6 +117,8 @@ class MixedKSG:
 
     Examples::
 
+        >>> import torch
+        >>> from captum_nif import MixedKSG
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(500, 1, generator=generator)
         >>> y = torch.cat([x.relu(), torch.ones(500, 1)], dim=1)
@@ -134,12 +138,10 @@ class MixedKSG:
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int | None):
             raise TypeError(
-                f"k is the number of neighbours, an int or None, but is {self.k!r}."
+                f"k is the number of neighbors, an int or None, but is {self.k!r}."
             )
         if self.k is not None and self.k < 1:
-            raise ValueError(
-                f"k is the number of neighbours, at least 1, not {self.k}."
-            )
+            raise ValueError(f"k is the number of neighbors, at least 1, not {self.k}.")
         for what, name, known in (
             ("formula", self.formula, get_args(Formula)),
             ("marginals", self.marginals, (None, *get_args(Marginals))),
@@ -149,8 +151,7 @@ class MixedKSG:
                 raise ValueError(f"{what} must be one of {choices}, not {name!r}.")
 
     @property
-    def scale(self) -> Marginals:
-        """The marginals in use: those asked for, or what None stands for."""
+    def _marginals(self) -> Marginals:
         if self.marginals is not None:
             return self.marginals
         return "normal" if self.formula == "corrected" else "raw"
@@ -158,11 +159,11 @@ class MixedKSG:
     @property
     def min_samples(self) -> int:
         """One more than k, or than the least k that None stands for."""
-        return self.neighbours(0) + 1
+        return self.neighbors(0) + 1
 
-    def neighbours(self, others: int) -> int:
+    def neighbors(self, others: int) -> int:
         r"""
-        The number of neighbours in use: k, or what None stands for.
+        The number of neighbors in use: k, or what None stands for.
 
         Args:
 
@@ -175,9 +176,9 @@ class MixedKSG:
 
         Examples::
 
-            >>> [MixedKSG().neighbours(others) for others in (20, 99, 499, 1999)]
+            >>> [MixedKSG().neighbors(others) for others in (20, 99, 499, 1999)]
             [3, 4, 7, 12]
-            >>> MixedKSG(k=5).neighbours(1999)
+            >>> MixedKSG(k=5).neighbors(1999)
             5
         """
         if self.k is not None:
@@ -186,195 +187,58 @@ class MixedKSG:
             return _PAPER_K
         return min(max(_cube_root(others), _LEAST_K), _MOST_K)
 
-    def with_k(self, k: int | None) -> MixedKSG:
-        """The same estimator with another number of neighbours.
+    def neighbours(self, others: int) -> int:
+        """The old name of :meth:`neighbors`."""
+        warn("`neighbours` is now called `neighbors`", DeprecationWarning)
+        return self.neighbors(others)
 
-        What was prepared with this one can be used with that one.
+    def with_k(self, k: int | None) -> MixedKSG:
+        """The same estimator with another number of neighbors.
+
+        What either prepared, both can use.
         """
         return replace(self, k=k)
 
-    def prepare(self, x: Tensor) -> Variables:
-        r"""
-        Rank (or scale) samples once, for use in place of x or y in all other methods.
-
-        Args:
-
-            x (Tensor): N samples of n variables, [N, n], of floating point. Half
-                precision is widened. Values that are equal tie: -0.0 equals 0.0.
-
-        Returns:
-
-            **Variables**: opaque; independent of k and of the formula.
-
-        Raises:
-
-            TypeError: If x is not a dense tensor of floating point.
-            ValueError: If x is not [N, n], or holds NaN or infinity.
-
-        Examples::
-
-            >>> ksg = MixedKSG(k=3)
-            >>> x = ksg.prepare(torch.arange(12.0).view(6, 2))
-            >>> x.samples, x.size
-            (6, 2)
-            >>> ksg.with_k(1).mi(x, x).shape
-            torch.Size([2, 2])
-        """
-        return prepared("x", x, self.scale)
-
-    def mi(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        Mutual information of every pair of variables, in nats.
-
-        It is the mean over samples of :meth:`pmi`, whose [N, a, b] values are never
-        held. It may be slightly negative for independent variables; it is not clipped,
-        so that noise around 0 averages out.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a variables, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            progress (callable, optional): Called after every block of work with the
-                number of single-sample values that it took; N a b in all. Fits
-                ``tqdm.update``. Default: None
-
-        Returns:
-
-            **Tensor** of shape [a, b], float64.
-
-        Raises:
-
-            TypeError: See :meth:`prepare`; or if either was prepared by another kind of
-                estimator.
-            ValueError: See :meth:`prepare`; or if x and y differ in samples or device,
-                were prepared for other marginals, or have fewer than k + 1 samples.
-        """
-        first, second = self._pair(x, y)
-        k = self._checked_k(first.samples - 1)
-        points = first.leave_one_out(), second.leave_one_out()
+    def _mi(self, x: Variables, y: Variables, progress: Progress | None) -> Tensor:
+        points = x.leave_one_out(), y.leave_one_out()
+        k = self.neighbors(x.samples - 1)
         engine = _engine_for(*points, k)
         sums = engine.sum_blocks(*points, k, self._terms(points[0], k))
-        total = added_up(sums, (first.size, second.size), first.device, progress)
-        return total / first.samples
+        total = assemble_sums(sums, (x.size, y.size), x.device, progress)
+        return total / x.samples
 
-    def pmi(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None = None,
-        *,
-        progress: Progress | None = None,
+    def _pmi(self, x: Points, y: Points, progress: Progress | None) -> Tensor:
+        return self._explained(_among(x), _among(y), progress)
+
+    def _joint(self, x: Points, y: Points, progress: Progress | None) -> Tensor:
+        return self._explained(JointVariable(_among(x)), _among(y), progress)[:, 0]
+
+    def _explained(
+        self, x: QueryPoints, y: QueryPoints, progress: Progress | None
     ) -> Tensor:
-        r"""
-        Pointwise mutual information of every sample or query for every pair, in nats.
-
-        Without ``query``, each sample is explained against the N - 1 others. With it,
-        each query is explained against all N samples, as sample N + 1: it is ranked (or
-        standardised) together with them. Hence ``pmi(x, y)[i]`` equals, to the last
-        bit, ``pmi(x_without_i, y_without_i, query=(x_i, y_i))[0]``.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a variables, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]). They are
-                converted to the dtype of the samples, so that equal values tie.
-                Default: None
-            progress (callable, optional): See :meth:`mi`. Default: None
-
-        Returns:
-
-            **Tensor** of shape [N, a, b], or [S, a, b] with queries, float64.
-
-        Raises:
-
-            TypeError: See :meth:`mi`; or if ``query`` is not a pair of dense tensors of
-                floating point.
-            ValueError: See :meth:`mi`; or if queries do not match the samples in shape
-                or device, hold NaN or infinity, or meet fewer than k samples.
-        """
-        return self._pmi(*self._points(x, y, query), progress)
-
-    def joint(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None = None,
-        *,
-        progress: Progress | None = None,
-    ) -> Tensor:
-        r"""
-        PMI of the whole vector x with each variable of y, in nats.
-
-        The vector is one variable whose distance is the largest over its components.
-
-        Args:
-
-            x (Tensor or Variables): N samples of a vector of a >= 1 components, [N, a].
-            y (Tensor or Variables): The same N samples of b variables, [N, b].
-            query (tuple of Tensor, optional): S queries, ([S, a], [S, b]); see
-                :meth:`pmi`. Default: None
-            progress (callable, optional): See :meth:`mi`; the vector counts as one
-                variable. Default: None
-
-        Returns:
-
-            **Tensor** of shape [N, b], or [S, b] with queries, float64.
-
-        Raises:
-
-            TypeError: See :meth:`pmi`.
-            ValueError: See :meth:`pmi`; or if the vector has no components.
-        """
-        vectors, points = self._points(x, y, query)
-        check_vector(vectors.size)
-        return self._pmi(engine_plain.Whole(vectors), points, progress)[:, 0]
-
-    # ------------------------------------------------------------------------ inside
-
-    def _pmi(self, x: Centres, y: Centres, progress: Progress | None) -> Tensor:
-        k = self.neighbours(x.others)
+        k = self.neighbors(x.references)
         engine = _engine_for(x, y, k)
         values = engine.pmi_blocks(x, y, k, self._terms(x, k))
-        return put_together(values, (x.count, x.size, y.size), x.device, progress)
+        return assemble_pmi(values, (x.count, x.size, y.size), x.device, progress)
 
-    def _terms(self, points: Centres, k: int) -> Terms:
-        return _tabulated(self.formula, k, points.others).to(points.device)
+    def _terms(self, points: QueryPoints, k: int) -> Terms:
+        return _tabulated(self.formula, k, points.references).to(points.device)
 
-    def _points(
-        self,
-        x: Tensor | Prepared,
-        y: Tensor | Prepared,
-        query: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Centres, Centres]:
-        """The samples among the others, or the queries among the samples."""
-        first, second = self._pair(x, y)
-        if query is None:
-            self._checked_k(first.samples - 1)
-            return first.leave_one_out(), second.leave_one_out()
-        points = checked_query(query, (first, second))
-        self._checked_k(first.samples)
-        return first.around(points[0]), second.around(points[1])
-
-    def _pair(self, x: Tensor | Prepared, y: Tensor | Prepared) -> Pair:
-        return prepared_pair(x, y, self.scale, type(self).__name__)
-
-    def _checked_k(self, others: int) -> int:
-        """The number of neighbours in use, if there are as many others."""
-        others = max(others, 0)
-        k = self.neighbours(others)
+    def _check_count(self, samples: int, queries: bool) -> None:
+        others = max(samples - (not queries), 0)
+        k = self.neighbors(others)
         if others < k:
             raise ValueError(
-                f"k = {k} neighbours are asked for, but each point has only "
-                f"{others} other samples; give more samples or use a smaller k."
+                f"k = {k} neighbors are needed, but each point has only {others} other "
+                "samples; give more samples or use a smaller k."
             )
-        return k
+
+
+def _among(points: Points) -> QueryPoints:
+    """The samples among the others, or the queries among the samples."""
+    if points.query is None:
+        return points.samples.leave_one_out()
+    return points.samples.around(points.query)
 
 
 def _cube_root(count: int) -> int:
@@ -383,8 +247,8 @@ def _cube_root(count: int) -> int:
     return root - (root**3 > count)
 
 
-def _engine_for(x: Centres, y: Centres, k: int) -> ModuleType:
-    """The first engine that is for these points and this many neighbours."""
+def _engine_for(x: QueryPoints, y: QueryPoints, k: int) -> ModuleType:
+    """The first engine that is for these points and this many neighbors."""
     takers = (engine for engine in (engine_cpu, engine_gpu) if engine.takes(x, y, k))
     return next(takers, engine_plain)
 

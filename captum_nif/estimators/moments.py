@@ -1,7 +1,7 @@
 r"""Moments of samples and queries, exact: the same to the last bit in any order.
 
-A query is explained as sample N + 1, so its moments are those of a cloud of points of
-its own: all samples and itself. Samples share one cloud.
+A query is explained as sample N + 1, so its moments are those of a population of its
+own: all samples and itself. Samples share one population.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.marginals import (
-    SCORE_BITS,
-    RankedVariables,
-    ScaledVariables,
-    Variables,
-    normal_scores,
-)
+from captum_nif.estimators.base import Points
+from captum_nif.estimators.marginals import RankedVariables, ScaledVariables
+from captum_nif.estimators.normal_scores import SCORE_BITS, normal_scores
 
 
-class Fit(NamedTuple):
-    """Moments of some variables in S clouds of P points each, or in one.
+class Moments(NamedTuple):
+    """Moments of some variables in S populations of P points each, or in one.
 
     Attributes:
         values (Tensor): of all points, whole numbers, [S, P, n].
         total (Tensor): sums over points, [S, n].
         spread (Tensor): P standard deviations, 0 for constants, [S, n].
-        scores (Tensor): standardised, of the points explained, [S, n], or of all points
-            of the one cloud, [P, n]. 0 for constants.
+        scores (Tensor): standardized, of the points explained, [S, n], or of all points
+            of the one population, [P, n]. 0 for constants.
     """
 
     values: Tensor
@@ -38,18 +34,19 @@ class Fit(NamedTuple):
 
     @property
     def points(self) -> int:
-        """Number of points P of a cloud."""
+        """Number of points P of a population."""
         return self.values.shape[1]
 
 
-class Cloud:
-    """The points of a fit: all samples, or for each query the samples and itself.
+class Populations:
+    """What moments are of: all samples, or for each query the samples and itself.
 
     Their coordinates are whole numbers, so small that sums of products stay below 2^53.
     Sums of such numbers are exact in float64, whatever their order.
     """
 
-    def __init__(self, variables: Variables, query: Tensor | None = None) -> None:
+    def __init__(self, points: Points) -> None:
+        variables, query = points
         self.size, self.device = variables.size, variables.device
         self.one = query is None
         self.points = variables.samples + (query is not None)
@@ -62,7 +59,7 @@ class Cloud:
             self._scores = torch.round(table / self._unit).to(self.device)
             self._query = None if query is None else variables.ranks_of(query)
 
-    def fit(self, rows: slice, columns: slice) -> Fit:
+    def moments(self, rows: slice, columns: slice) -> Moments:
         """Moments of the points that the samples or queries ``rows`` belong to."""
         values = self._values(rows, columns)
         points = values.shape[1]
@@ -70,7 +67,7 @@ class Cloud:
         spread = (points * values.square().sum(1) - total.square()).sqrt()
         explained = values[0, rows] if self.one else values[:, -1]
         scores = (points * explained - total) / _or_one(spread)
-        return Fit(values, total, spread, scores)
+        return Moments(values, total, spread, scores)
 
     def _values(self, rows: slice, columns: slice) -> Tensor:
         query = None if self._query is None else self._query[rows, columns][:, None]
@@ -90,7 +87,7 @@ class Cloud:
         return torch.round((values - low) / _or_one(high - low) / self._unit)
 
 
-def correlation(x: Fit, y: Fit) -> tuple[Tensor, Tensor]:
+def correlation(x: Moments, y: Moments) -> tuple[Tensor, Tensor]:
     """Correlations r, [S, a, b], and whether neither variable is constant."""
     spread = x.spread[:, :, None] * y.spread[:, None]
     products = x.values.mT @ y.values

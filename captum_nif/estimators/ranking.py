@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_nif._blocks import blocks
+from captum_nif._blocks import block_length, blocks
 from captum_nif.estimators.parallel import in_threads
 
-_BUDGET = 1 << 22
-"""Elements sorted at a time; bounds the 64-bit temporaries of doing so."""
+_BYTES = 32
+"""Of temporary tensors for each element that is sorted."""
 
 _SEARCHES = 1 << 12
 """Values ranked among samples at a time."""
@@ -44,16 +44,16 @@ def ranked(x: Tensor) -> Ranked:
     samples, size = x.shape
     narrow = 2 * samples + 4 <= torch.iinfo(torch.int16).max
     rank_dtype = torch.int16 if narrow else torch.int32
-    found = Ranked(
+    result = Ranked(
         x.new_empty(size, samples),
         x.new_empty((samples, size), dtype=rank_dtype),
         x.new_ones(size, dtype=torch.bool),
     )
     if x.device.type == "cpu":
-        _rank_by_kernel(x, found)
+        _rank_by_kernel(x, result)
     else:
-        _rank_by_torch(x, found)
-    return found
+        _rank_by_torch(x, result)
+    return result
 
 
 def ranked_among(ordered: Tensor, values: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ def _ranked_by_kernel(ordered: Tensor, values: Tensor) -> Tensor:
     # Not by torch: its threads would stay busy waiting, where others have work to do.
     from captum_nif.estimators.kernels import ranking
 
-    found = torch.empty(values.shape, dtype=torch.int32)
-    arrays = ordered.numpy(), values.contiguous().numpy(), found.numpy()
+    ranks = values.new_empty(values.shape, dtype=torch.int32)
+    arrays = ordered.numpy(), values.contiguous().numpy(), ranks.numpy()
 
     def work(columns: slice) -> None:
         ranking.place(*arrays, columns.start, columns.stop)
@@ -93,16 +93,16 @@ def _ranked_by_kernel(ordered: Tensor, values: Tensor) -> Tensor:
     count, size = values.shape
     for _ in in_threads(work, blocks(size, 1 + _SEARCHES // max(1, count))):
         pass
-    return found
+    return ranks
 
 
-def _rank_by_kernel(x: Tensor, found: Ranked) -> None:
+def _rank_by_kernel(x: Tensor, result: Ranked) -> None:
     from captum_nif.estimators.kernels import ranking
     from captum_nif.estimators.kernels.grid import PANEL
 
     bits = "uint32" if x.element_size() == 4 else "uint64"
     values = x.contiguous().numpy().view(bits)
-    ordered, ranks, untied = (tensor.numpy() for tensor in found)
+    ordered, ranks, untied = (tensor.numpy() for tensor in result)
 
     def work(columns: slice) -> None:
         ranking.rank(
@@ -113,13 +113,13 @@ def _rank_by_kernel(x: Tensor, found: Ranked) -> None:
         pass
 
 
-def _rank_by_torch(x: Tensor, found: Ranked) -> None:
+def _rank_by_torch(x: Tensor, result: Ranked) -> None:
     for columns in _blocks(x):
         ordered, order = x[:, columns].t().contiguous().sort(dim=-1)
         doubled = torch.empty_like(order).scatter_(-1, order, doubled_ranks(ordered))
-        found.ordered[columns] = ordered
-        found.ranks[:, columns] = doubled.t().to(found.ranks.dtype)
-        found.untied[columns] = (ordered[:, 1:] > ordered[:, :-1]).all(-1)
+        result.ordered[columns] = ordered
+        result.ranks[:, columns] = doubled.t().to(result.ranks.dtype)
+        result.untied[columns] = (ordered[:, 1:] > ordered[:, :-1]).all(-1)
 
 
 def _blocks(x: Tensor, multiple: int = 1) -> Iterator[slice]:
@@ -127,7 +127,8 @@ def _blocks(x: Tensor, multiple: int = 1) -> Iterator[slice]:
     samples, size = x.shape
     if samples == 0:
         return iter(())
-    return blocks(size, max(1, _BUDGET // samples // multiple) * multiple)
+    length = block_length(_BYTES * samples * multiple) * multiple
+    return blocks(size, length)
 
 
 def doubled_ranks(ordered: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 r"""
-The seam between what is estimated and how neighbours are found and counted.
+The seam between what is estimated and how neighbors are searched and counted.
 
 For a point and a pair of variables (x, y), with Chebyshev distance in their plane, and
-a sample never its own neighbour, an engine finds
+a sample never its own neighbor, an engine computes
 
 - rho, the distance to the k-th nearest sample;
 - ``c_joint``, ``c_x`` and ``c_y``, the samples at most rho away, in the plane and along
@@ -20,17 +20,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.base import Progress
+from captum_nif.estimators.protocol import Progress
 
 FIXED_POINT = 1 << 36
 """One nat in the integer units of terms. Sums of integers are exact, so a mean does not
-depend on the order, the blocks or the threads in which it was added up; they fit into
+depend on the order, the blocks or the threads in which it was summed; they fit into
 int64 for eight million samples of variables that determine each other."""
 
-Values = tuple[slice, slice, slice, Tensor]
+PMIBlock = tuple[slice, slice, slice, Tensor]
 """Points, variables of x, variables of y, and PMI of that shape in units of terms."""
 
-Sums = tuple[slice, slice, int, Tensor]
+SumBlock = tuple[slice, slice, int, Tensor]
 """Variables of x, variables of y, number of points, and the sum of their PMI."""
 
 
@@ -61,31 +61,31 @@ def to_nats(terms: Tensor) -> Tensor:
     return terms.double().div_(FIXED_POINT)
 
 
-def added_up(
-    sums: Iterable[Sums],
+def assemble_sums(
+    sums: Iterable[SumBlock],
     shape: tuple[int, int],
     device: torch.device,
     progress: Progress | None,
 ) -> Tensor:
     """Sums of PMI over points, in nats, [a, b], from an engine's blocks."""
     total = torch.zeros(shape, dtype=torch.int64, device=device)
-    for columns, others, count, block in sums:
-        total[columns, others] += block
+    for columns_x, columns_y, count, block in sums:
+        total[columns_x, columns_y] += block
         if progress is not None:
             progress(count * block.numel())
     return to_nats(total)
 
 
-def put_together(
-    values: Iterable[Values],
+def assemble_pmi(
+    values: Iterable[PMIBlock],
     shape: tuple[int, int, int],
     device: torch.device,
     progress: Progress | None,
 ) -> Tensor:
     """PMI of points in nats, [N, a, b], from an engine's blocks."""
     pmi = torch.empty(shape, dtype=torch.float64, device=device)
-    for rows, columns, others, block in values:
-        pmi[rows, columns, others] = to_nats(block)
+    for rows, columns_x, columns_y, block in values:
+        pmi[rows, columns_x, columns_y] = to_nats(block)
         if progress is not None:
             progress(block.numel())
     return pmi

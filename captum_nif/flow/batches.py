@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from captum_nif._blocks import blocks
 from captum_nif._captum import progress
 from captum_nif._messages import counted
 from captum_nif.flow.checks import check_sizes
@@ -80,18 +81,16 @@ def cut(
                 f"does not follow the {n} samples of the inputs: its axis 0 must have "
                 "that size. Wrap what is the same for all samples: `Constant(tensor)`."
             )
-    for start in range(0, n, batch_size):
-        part = slice(start, min(start + batch_size, n))
-        yield (
-            tuple(x[part] for x in inputs),
-            rows_of(extra, part, n),
-        )
+    for part in blocks(n, batch_size):
+        yield tuple(x[part] for x in inputs), rows_of(extra, part, n)
 
 
-def rows_of(extra: tuple[Any, ...], part: slice, total: int) -> tuple[Any, ...]:
-    """Further arguments of some of the samples; only tensors of samples are cut."""
+def rows_of(
+    extra: tuple[Any, ...], part: slice | Tensor, total: int
+) -> tuple[Any, ...]:
+    """Further arguments of some of so many samples: tensors with axes follow them."""
     return tuple(
-        arg[part]
+        arg[part.to(arg.device) if isinstance(part, Tensor) else part]
         if isinstance(arg, Tensor) and arg.dim() and len(arg) == total
         else arg
         for arg in extra

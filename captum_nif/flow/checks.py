@@ -167,3 +167,13 @@ def warn_if_training(model: nn.Module) -> None:
                 "values depend on the batch or on chance: call `model.eval()` first."
             )
             return
+
+
+def check_differentiable(model: nn.Module) -> None:
+    """Refuses parameters and buffers that no gradient can be computed with."""
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        if x.is_inference():
+            raise RuntimeError(
+                f"The model's {name!r} was made under `torch.inference_mode()`, where "
+                "torch computes no gradients: build or load the model outside of it."
+            )

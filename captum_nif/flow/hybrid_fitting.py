@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from captum_nif.flow.backdrop import Backdrop, summarize_background
 from captum_nif.flow.basis import Basis, FeatureMask, Question, layer_named
 from captum_nif.flow.batches import Background, Batches, batches_of, cut
 from captum_nif.flow.checks import check_inputs, check_own_population, warn_if_training
@@ -14,7 +15,6 @@ from captum_nif.flow.feature_groups import FeatureGroups, feature_groups
 from captum_nif.flow.hybrid_flow import HybridFlow, HybridQuery
 from captum_nif.flow.information import Advance, ignore_progress
 from captum_nif.flow.options import Options
-from captum_nif.flow.sample_population import Backdrop, summarize_background
 from captum_nif.graph.elements import Layer
 from captum_nif.graph.path_sums import Normalization
 

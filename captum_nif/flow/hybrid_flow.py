@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_nif.flow.backdrop import Backdrop
 from captum_nif.flow.basis import Question
 from captum_nif.flow.feature_groups import FeatureGroups
 from captum_nif.flow.hybrids import Hybrids, draw_hybrids
 from captum_nif.flow.information import Advance, Ends, ignore_progress
 from captum_nif.flow.link_flow import LinkPass
 from captum_nif.flow.options import Options
-from captum_nif.flow.sample_population import Backdrop, HybridPass, passes
+from captum_nif.flow.sample_population import HybridPass, passes
 from captum_nif.graph.elements import Link
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.graph.path_sums import Normalization, is_chain
@@ -139,7 +140,8 @@ class HybridFlow:
             for name, x, mean, slope in zip(
                 names, samples, self.backdrop.means, slopes.inputs, strict=True
             ):
-                flow = ((x.double() - mean) * slope[0].double()).flatten(1)
+                deviation = x.double() - mean
+                flow = _flat(deviation * slope[0].double(), 1)
                 parts[name].append(self._grouped(name, flow))
             advance()
         return {name: torch.cat(x) for name, x in parts.items()}
@@ -213,7 +215,7 @@ class HybridFlow:
                 nodes = torch.full((len(samples[0]),), node)
                 slopes = run.slopes(run.objective(nodes), groups, keep=node < size - 1)
                 parts = [
-                    self._features(layer.name, (deviation * slope.double()).flatten(2))
+                    self._features(layer.name, _flat(deviation * slope.double(), 2))
                     for layer, deviation, slope in zip(
                         self.backdrop.inputs, deviations, slopes.inputs, strict=True
                     )
@@ -249,10 +251,10 @@ class HybridFlow:
                 slopes.inputs,
                 strict=True,
             ):
-                flow = self._grouped(name, ((x.double() - mean) * slope).flatten(2))
+                flow = self._grouped(name, _flat((x.double() - mean) * slope, 2))
                 of_mean = rows.double().var(0) / self.backdrop.size
                 shift = self._grouped(
-                    name, (of_mean * slope.double().mean(0).square()).flatten(1)
+                    name, _flat(of_mean * slope.double().mean(0).square(), 1)
                 )
                 errors[name].append((flow.var(0) / groups + shift).sqrt())
             advance()
@@ -436,16 +438,17 @@ class HybridFlow:
         self, run: HybridPass, objective: Tensor, keep: bool = False
     ) -> dict[str, Tensor]:
         slopes = run.slopes(objective, keep=keep, units=True).layers
-        flows = {}
-        for name, mean in self.backdrop.value_means.items():
-            values = run.values[name]
-            slope = slopes.get(name)
-            if slope is None:  # the target does not depend on this layer
-                count = len(values) // (self.options.hybrids + 1)
-                flows[name] = values.new_zeros(count, len(mean), dtype=torch.float64)
-                continue
-            own = values[-slope.shape[1] :].double()
-            flows[name] = ((own - mean) * slope[0].double()).sum(-1)
+        backdrop, flows = self.backdrop, {}
+        for name, mean in backdrop.value_means.items():
+            parts: dict[str | int, Tensor] = {name: mean}
+            states = backdrop.states.get(name, {})
+            parts |= {at: backdrop.state_means[at] for at in states}
+            flow = torch.zeros_like(run.values[name][..., 0], dtype=torch.float64)
+            for part, its_mean in parts.items():
+                if part in slopes:  # or else the target does not depend on it
+                    deviation = run.values[part].double() - its_mean
+                    flow += (deviation * slopes[part][0].double()).sum(-1)
+            flows[name] = flow
         return flows
 
     def _runs(
@@ -481,6 +484,11 @@ class HybridFlow:
         """Each element gets the flow of its feature, [..., elements]."""
         group = self.groups.get(name)
         return flow if group is None else group.spread(self._features(name, flow))
+
+
+def _flat(x: Tensor, axes: int) -> Tensor:
+    """With so many axes and one for all elements."""
+    return x.reshape(*x.shape[:axes], -1)
 
 
 def _divergence(logits: Tensor, others: Tensor) -> Tensor:

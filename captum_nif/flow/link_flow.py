@@ -27,11 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from captum_nif.flow.backdrop import Backdrop
 from captum_nif.flow.checks import check_same
 from captum_nif.flow.hybrids import Hybrids
 from captum_nif.flow.linear_maps import LINEAR_MAPS, pair_products
 from captum_nif.flow.population import Modules
-from captum_nif.flow.sample_population import Backdrop, repeated
+from captum_nif.flow.sample_population import repeated
 from captum_nif.tracing.origins import Labels, by_channel
 from captum_nif.tracing.record import Node
 from captum_nif.tracing.tracer import run_watched

@@ -24,11 +24,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from captum_nif._blocks import blocks
+from captum_nif._blocks import block_length, blocks
 from captum_nif._messages import renamed_argument
-from captum_nif.estimators.base import PMIEstimator, Progress
-from captum_nif.estimators.marginals import SCORE_BITS, RankedVariables, normal_scores
-from captum_nif.estimators.samples import prepared
+from captum_nif.estimators.marginals import RankedVariables
+from captum_nif.estimators.normal_scores import SCORE_BITS, normal_scores
+from captum_nif.estimators.protocol import PMIEstimator, Progress
+from captum_nif.estimators.validation import prepared
 
 _PER_LINK = 20
 """Null values for each link that a table serves, within these limits: squares, as a
@@ -40,8 +41,8 @@ _TAIL = 5
 misses the leaps that MI makes where nodes are mostly 0; see
 ``benchmarks.uncertainty.__main__``."""
 
-_BUDGET = 1 << 24
-"""Elements sorted at a time."""
+_BYTES = 32
+"""Of temporary tensors for each value that is sorted."""
 
 TieClass = tuple[int, ...]
 _UNTIED: TieClass = ()
@@ -162,7 +163,7 @@ def tie_classes(x: Tensor) -> dict[TieClass, Tensor]:
     """
     samples, size = x.shape
     members: dict[TieClass, list[int]] = {}
-    for part in blocks(size, max(1, _BUDGET // max(1, samples))):
+    for part in blocks(size, block_length(_BYTES * samples)):
         ordered = x[:, part].t().contiguous().sort(dim=-1).values
         rises = ordered[:, 1:] != ordered[:, :-1]
         run = torch.nn.functional.pad(rises.long().cumsum(-1), (1, 0))

@@ -118,7 +118,7 @@ def run_population(
     rows = 0
     for inputs, extra in batches:
         first = first or inputs
-        _check_alike(first, inputs, what)
+        check_alike(first, inputs, what)
         found = _run_batch(model, inputs, extra, layers, what, nodes)
         if is_watched and not traces:
             watch(model, inputs, extra, layers, nodes, found)
@@ -177,7 +177,7 @@ def averaged(structure: Structure) -> Structure:
     return Structure(layers, structure.links)
 
 
-def _check_alike(
+def check_alike(
     first: tuple[Tensor, ...], inputs: tuple[Tensor, ...], what: str
 ) -> None:
     """Refuses a batch of other inputs than the first, before the model sees it."""

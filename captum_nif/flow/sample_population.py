@@ -23,167 +23,23 @@ of a channel. With averages at no layer this would be expected gradients (Erion 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_nif.flow.batches import Batches, rows_of
-from captum_nif.flow.checks import check_inputs, check_same
-from captum_nif.flow.disturbances import warn_if_disturbed
+from captum_nif._blocks import blocks
+from captum_nif.flow.backdrop import Backdrop, looks_at
+from captum_nif.flow.batches import cut
+from captum_nif.flow.checks import check_differentiable, check_same
 from captum_nif.flow.hybrids import Hybrids
 from captum_nif.flow.population import Modules
-from captum_nif.graph.elements import Layer
-from captum_nif.tracing.dataflow import Structure, Trace
-from captum_nif.tracing.origins import Labels, by_channel
-from captum_nif.tracing.record import Node
-from captum_nif.tracing.tracer import run_watched, trace
-
-MAX_ROWS = 1024
-"""Rows of the background that are kept to make hybrids of."""
-
-
-@dataclass(frozen=True)
-class Backdrop:
-    """What is kept of a background of N samples: means, and some of its rows.
-
-    Args:
-        structure (Structure): layers and links.
-        made (dict of int): see :class:`~captum_nif.tracing.dataflow.Trace`.
-        results (dict of int): see :class:`~captum_nif.tracing.dataflow.Trace`.
-        size (int): number of samples N.
-        rows (tuple of Tensor): by input, some samples, [rows, ...].
-        extra (tuple): the further arguments of the model for these samples.
-        kept (Tensor): their numbers among all samples, ascending, int64, [rows].
-        means (tuple of Tensor): by input the mean of all samples, float64, [1, ...].
-        value_means (dict of Tensor): by hidden layer the mean of its value, float64,
-            [channels, places].
-    """
-
-    structure: Structure
-    made: Mapping[str, int]
-    results: Mapping[str, int]
-    size: int
-    rows: tuple[Tensor, ...]
-    extra: tuple[Any, ...]
-    kept: Tensor
-    means: tuple[Tensor, ...]
-    value_means: Mapping[str, Tensor]
-
-    @property
-    def inputs(self) -> list[Layer]:
-        """The model's inputs."""
-        return [layer for layer in self.structure.layers if layer.kind == "input"]
-
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        """Of the model's inputs."""
-        return tuple(x.dtype for x in self.rows)
-
-
-def summarize_background(
-    model: nn.Module,
-    batches: Batches,
-    layers: Modules = None,
-    what: str = "the background",
-    seed: int = 0,
-) -> Backdrop:
-    """Streams a background through a model: one pass, of which means are kept.
-
-    Args:
-        model (Module): the network.
-        batches (iterable): pairs of the inputs and the further arguments of one call.
-        layers (sequence, optional): see :func:`captum_nif.tracing.find_layers`.
-        what (str): what the samples are called in messages.
-        seed (int): of the choice of rows that are kept.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: see
-            :func:`captum_nif.flow.population.run_population`.
-    """
-    chosen = _Reservoir(MAX_ROWS, seed)
-    value_sums: dict[str, Tensor] = {}
-    sums: list[list[Tensor]] = []  # by batch and input
-    first: Trace | None = None
-    for inputs, extra in batches:
-        check_inputs(model, inputs, what)
-        if first is None:  # to know where values are made
-            few = tuple(x[:2] for x in inputs)
-            first = trace(model, few, rows_of(extra, slice(2), len(inputs[0])), layers)
-        visits = {
-            place: _Adder(name, value_sums, first.structure.layer(name).size)
-            for name, place in first.made.items()
-        }
-        result = trace(model, inputs, extra, layers, visits=visits)
-        check_same(first.structure, result.structure, what)
-        if not sums:
-            warn_if_disturbed(model, result, first)
-        sums.append([x.double().sum(0, keepdim=True) for x in inputs])
-        chosen.add(inputs, extra)
-    if first is None:
-        raise ValueError(
-            f"{what.capitalize()} is empty: a sample is compared with its samples."
-        )
-    return Backdrop(
-        first.structure,
-        first.made,
-        first.results,
-        chosen.seen,
-        chosen.rows,
-        chosen.extra,
-        chosen.numbers,
-        tuple(torch.stack(x).sum(0) / chosen.seen for x in zip(*sums, strict=True)),
-        {name: x / chosen.seen for name, x in value_sums.items()},
-    )
-
-
-class _Adder:
-    """Adds up the values of a layer over samples, as they are made."""
-
-    def __init__(self, name: str, sums: dict[str, Tensor], channels: int) -> None:
-        self._name, self._sums, self._channels = name, sums, channels
-
-    def __call__(self, x: Tensor, node: Node) -> None:
-        values = _by_channel(x, node, self._channels).double().sum(0)
-        earlier = self._sums.get(self._name)
-        self._sums[self._name] = values if earlier is None else earlier + values
-
-
-class _Reservoir:
-    """A random choice of the rows of a stream, each equally likely."""
-
-    def __init__(self, most: int, seed: int) -> None:
-        self._most = most
-        self._generator = torch.Generator().manual_seed(seed)
-        self._keys = torch.empty(0, dtype=torch.float64)
-        self.numbers = torch.empty(0, dtype=torch.int64)
-        self.rows: tuple[Tensor, ...] = ()
-        self.extra: tuple[Any, ...] = ()
-        self.seen = 0
-
-    def add(self, inputs: tuple[Tensor, ...], extra: tuple[Any, ...]) -> None:
-        """Look at more rows, and at the arguments that follow them."""
-        count = len(inputs[0])
-        drawn = torch.rand(count, generator=self._generator, dtype=torch.float64)
-        keys = torch.cat([self._keys, drawn])
-        numbers = torch.cat([self.numbers, torch.arange(self.seen, self.seen + count)])
-        chosen = keys.topk(min(len(keys), self._most)).indices.sort().values
-        before = len(self._keys)
-
-        def joined(earlier: Any, later: Any) -> Any:
-            if not isinstance(later, Tensor) or not later.dim() or len(later) != count:
-                return later
-            if before:
-                later = torch.cat([earlier, later])
-            return later.detach()[chosen.to(later.device)]
-
-        none = [None] * len(extra)
-        self.rows = tuple(map(joined, self.rows or inputs, inputs))
-        self.extra = tuple(map(joined, self.extra or none, extra))
-        self._keys, self.numbers = keys[chosen], numbers[chosen]
-        self.seen += count
+from captum_nif.tracing.layout import Arrangement
+from captum_nif.tracing.replay import Watched
+from captum_nif.tracing.tracer import watch
 
 
 @dataclass
@@ -193,12 +49,58 @@ class Slopes:
     Args:
         inputs (tuple of Tensor): slope on each input element, float32 or better,
             [groups, S, ...]; zeros for an input that is no variable.
-        layers (dict of Tensor): slope on each node and place of hidden layers,
-            [groups, S, channels, places].
+        layers (dict of Tensor): slope on each node and place of hidden layers, by name,
+            and of states, by where they are made, [groups, S, channels, places].
     """
 
     inputs: tuple[Tensor, ...]
-    layers: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str | int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class _Averages:
+    """What gradients go through on their way back: averages over hybrids.
+
+    The graph of a pass holds on to this, so this must not hold on to the graph.
+
+    Args:
+        count (int): hybrids of each sample, m.
+        blocks (int): m, and 1 more where the samples themselves run as well.
+        groups (int): into how many groups hybrids are split, averaged by themselves.
+        slopes (dict of Tensor or None): where slopes on the values of layers go.
+    """
+
+    count: int
+    blocks: int
+    groups: int = 1
+    slopes: dict[str | int, Tensor] | None = None
+
+    def of(
+        self, name: str | int | None, arrangement: Arrangement, gradient: Tensor
+    ) -> Tensor:
+        """A gradient, with the mean over its hybrids in the place of each.
+
+        Args:
+            name (str, int or None): the layer, or the state, whose slopes this gives.
+            arrangement (Arrangement): where samples are in it.
+            gradient (Tensor): of a value, or of what a layer computed.
+        """
+        cut_up = arrangement.blocks(gradient, self.blocks)
+        means = self.means(cut_up)
+        if self.slopes is not None and name is not None:
+            by_group = [arrangement.group_block(mean) for mean in means]
+            self.slopes[name] = torch.stack(by_group)
+        averaged = means.to(gradient.dtype).unsqueeze(1)
+        averaged = averaged.expand(-1, self.count // self.groups, *means.shape[1:])
+        averaged, rest = averaged.flatten(0, 1), cut_up[self.count :]
+        averaged = torch.cat([averaged, rest]) if len(rest) else averaged
+        return arrangement.joined(averaged, gradient)
+
+    def means(self, by_block: Tensor) -> Tensor:
+        """Of each group of hybrids, [groups, ...], of a tensor [blocks, ...]."""
+        parts = by_block[: self.count].unflatten(0, (self.groups, -1))
+        means: Tensor = parts.mean(1, dtype=_precise(parts.dtype))
+        return means
 
 
 class HybridPass:
@@ -212,7 +114,12 @@ class HybridPass:
         samples (tuple of Tensor): by input, [S, ...].
         extra (tuple): further arguments of the model; tensors follow the samples.
         end (str, optional): the layer whose nodes are targets. Default: the output
-        with_samples (bool): run the samples themselves besides, after the hybrids.
+        with_samples (bool): run the samples themselves besides, after the hybrids, and
+            keep their values.
+
+    Raises:
+        RuntimeError: if the model has no gradients.
+        ValueError: if it takes another path than for the background.
     """
 
     def __init__(
@@ -226,92 +133,78 @@ class HybridPass:
         end: str | None = None,
         with_samples: bool = False,
     ) -> None:
-        self._m, self._s = hybrids.count, len(samples[0])
-        self._blocks = self._m + with_samples
-        self._groups = 1
-        self._slopes: dict[str, Tensor] | None = None
+        check_differentiable(model)
+        self._s = len(samples[0])
+        m = hybrids.count
+        self._averages = _Averages(m, m + with_samples)
         self._end = end or backdrop.structure.output.name
         self._targets: Tensor | None = None
-        self.values: dict[str, Tensor] = {}
-        mixed = hybrids.of(samples, backdrop.rows)
-        if with_samples:
-            mixed = tuple(
-                torch.cat([u, x]) for u, x in zip(mixed, samples, strict=True)
+        self._keeps_values = with_samples
+        self.values: dict[str | int, Tensor] = {}
+        """Of the samples themselves, as slopes on them, [S, channels, places]."""
+        with torch.inference_mode(False), torch.enable_grad():
+            mixed = hybrids.of([x.detach() for x in samples], backdrop.rows)
+            if with_samples:
+                pairs = zip(mixed, samples, strict=True)
+                mixed = tuple(torch.cat([u, x.detach()]) for u, x in pairs)
+            self._leaves = tuple(u.requires_grad_(u.is_floating_point()) for u in mixed)
+            output, structure = watch(
+                model,
+                self._leaves,
+                repeated(extra, self._s, m + with_samples),
+                layers,
+                self._looks(backdrop),
+                backdrop.script,
             )
-        self._leaves = tuple(
-            u.detach().requires_grad_(u.is_floating_point()) for u in mixed
-        )
-        sizes = {layer.name: layer.size for layer in backdrop.structure.layers}
-        visits = {
-            place: self._average_at(sizes[name])
-            for name, place in backdrop.results.items()
-        }
-        visits |= {
-            place: self._watch(name, sizes[name])
-            for name, place in backdrop.made.items()
-        }
-        further = repeated(extra, self._s, self._blocks)
-        output, result = run_watched(model, self._leaves, further, layers, visits)
-        check_same(backdrop.structure, result.structure, "the samples")
-        self.output = output.reshape(self._blocks * self._s, -1)
+            self.output = output.reshape(len(mixed[0]), -1)
+        if structure is not None:
+            check_same(backdrop.structure, structure, "the samples")
         if self._end == backdrop.structure.output.name:
             self._targets = self.output
 
-    def _average_at(self, channels: int) -> Callable[[Tensor, Node], None]:
-        """Averages what flows back to what a layer computed."""
+    def _looks(self, backdrop: Backdrop) -> dict[int, Watched]:
+        """What is done at the results and values of layers, which may be the same."""
+        structure = backdrop.structure
+        results = {
+            position: Watched(structure.layer(name).size, self._meet_result)
+            for name, position in backdrop.results.items()
+        }
+        values = looks_at(
+            structure,
+            backdrop.made,
+            backdrop.states,
+            lambda name: partial(self._meet_value, name),
+        )
+        return results | values
 
-        def visit(x: Tensor, node: Node) -> None:
-            if x.requires_grad:
-                labels = node.labels
-                assert labels is not None
-                x.register_hook(lambda g: self._average(None, g, labels, channels))
+    def _meet_result(self, x: Tensor, arrangement: Arrangement | None) -> None:
+        if arrangement is not None:
+            self._average(None, x, arrangement)
 
-        return visit
-
-    def _watch(self, name: str, channels: int) -> Callable[[Tensor, Node], None]:
-        """Keeps a layer's value, and averages what flows back to it."""
-
-        def visit(x: Tensor, node: Node) -> None:
-            values = _by_channel(x, node, channels)
-            self.values[name] = values.detach()
-            if name == self._end:
-                self._targets = values.mean(-1)
-            if x.requires_grad:
-                labels = node.labels
-                assert labels is not None
-                x.register_hook(lambda g: self._average(name, g, labels, channels))
-
-        return visit
+    def _meet_value(
+        self, name: str | int, x: Tensor, arrangement: Arrangement | None
+    ) -> None:
+        assert arrangement is not None  # values have channels
+        # At once, and copied: a model may overwrite the tensor.
+        if self._keeps_values:
+            own = arrangement.blocks(x.detach(), self._averages.blocks)[-1]
+            self.values[name] = arrangement.group_block(own).clone()
+        if name == self._end:
+            self._targets = arrangement.group(x).mean(-1)
+        self._average(name, x, arrangement)
 
     def _average(
-        self, name: str | None, gradient: Tensor, labels: Labels, channels: int
-    ) -> Tensor:
-        """The gradient with its mean over hybrids in the place of each."""
-        rows = self._blocks * self._s
-        if labels.in_order():
-            averaged = self._mean(gradient)
-        else:
-            arrangement = labels.arrangement(rows, channels)
-            if arrangement is None:  # its samples are not told apart by channel
-                return gradient
-            grouped = self._mean(arrangement.group(gradient))
-            averaged = arrangement.ungroup(grouped, gradient)
-        if self._slopes is not None and name is not None:
-            grouped = _grouped(averaged, labels, rows, channels)
-            one = grouped[: self._m * self._s]
-            one = one.view(self._groups, -1, self._s, *one.shape[1:])[:, 0]
-            self._slopes[name] = one.clone()
-        return averaged
+        self, name: str | int | None, x: Tensor, arrangement: Arrangement
+    ) -> None:
+        if x.requires_grad:
+            x.register_hook(partial(self._averages.of, name, arrangement))
 
-    def _mean(self, x: Tensor) -> Tensor:
-        """Rows, [blocks * S, ...], averaged over the hybrids of each group."""
-        hybrids = x[: self._m * self._s]
-        shape = self._groups, self._m // self._groups, self._s, *x.shape[1:]
-        parts = hybrids.reshape(shape)
-        mean = parts.mean(1, keepdim=True, dtype=_at_least_single(x)).to(x.dtype)
-        averaged = mean.expand_as(parts).reshape(hybrids.shape)
-        rest = x[len(hybrids) :]
-        return torch.cat([averaged, rest]) if len(rest) else averaged
+    @property
+    def _of_hybrids(self) -> Tensor:
+        """1 for rows of hybrids, 0 for those of the samples themselves."""
+        ones = torch.ones(len(self.output), device=self.output.device)
+        ones[self._averages.count * self._s :] = 0
+        return ones
 
     def objective(self, nodes: Tensor) -> Tensor:
         """The value of one node of the end layer, of each hybrid of each sample.
@@ -320,8 +213,9 @@ class HybridPass:
             nodes (Tensor): the node of each sample, int64, [S].
         """
         assert self._targets is not None
-        index = nodes.to(self._targets.device).repeat(self._blocks)
-        return self._targets.gather(1, index[:, None])[:, 0]
+        with torch.inference_mode(False), torch.enable_grad():
+            index = nodes.to(self._targets.device).repeat(self._averages.blocks)
+            return self._targets.gather(1, index[:, None])[:, 0]
 
     def slopes(
         self,
@@ -339,12 +233,19 @@ class HybridPass:
             keep (bool): keep what further passes need.
             units (bool): give the slopes on hidden nodes, too.
         """
-        self._groups, self._slopes = groups, {} if units else None
-        variables = [x for x in self._leaves if x.requires_grad]
+        if not objective.requires_grad:
+            raise RuntimeError(
+                "No gradient flows from the model's output back to its inputs: it "
+                "detaches, rounds, or computes under `torch.no_grad()`. Use "
+                "preset='gradient_free'."
+            )
+        averages = self._averages
+        averages.groups, averages.slopes = groups, {} if units else None
         with torch.inference_mode(False):
             found = torch.autograd.grad(
-                objective[: self._m * self._s].sum(),
-                variables,
+                objective,
+                [x for x in self._leaves if x.requires_grad],
+                self._of_hybrids.to(objective.dtype),
                 retain_graph=keep,
                 allow_unused=True,
             )
@@ -352,14 +253,13 @@ class HybridPass:
         inputs = []
         for x in self._leaves:
             gradient = next(gradients) if x.requires_grad else None
-            shape = groups, self._m // groups, self._s, *x.shape[1:]
             if gradient is None:
-                inputs.append(x.new_zeros(groups, self._s, *x.shape[1:]).float())
-                continue
-            hybrids = gradient[: self._m * self._s].reshape(shape)
-            inputs.append(hybrids.mean(1, dtype=_at_least_single(gradient)))
-        slopes, self._slopes = self._slopes or {}, None
-        return Slopes(tuple(inputs), slopes)
+                none = torch.zeros_like(x[: self._s], dtype=_precise(x.dtype))
+                inputs.append(none.expand(groups, *none.shape))
+            else:
+                inputs.append(averages.means(gradient.unflatten(0, (-1, self._s))))
+        layers, averages.slopes = averages.slopes or {}, None
+        return Slopes(tuple(inputs), layers)
 
 
 def passes(
@@ -374,24 +274,14 @@ def passes(
     where they are more than that.
     """
     step = max(1, most // hybrids.count)
-    total = len(samples[0])
-    for start in range(0, total, step):
-        part = slice(start, min(start + step, total))
-        yield part, tuple(x[part] for x in samples), rows_of(extra, part, total)
+    parts = blocks(len(samples[0]), step)
+    for part, (inputs, further) in zip(parts, cut(samples, extra, step), strict=True):
+        yield part, inputs, further
 
 
-def _by_channel(x: Tensor, node: Node, channels: int) -> Tensor:
-    """The value of a layer, [rows, channels, places]."""
-    assert node.labels is not None
-    assert node.labels.rows is not None
-    rows = int(node.labels.rows.max())
-    return _grouped(x, node.labels, rows, channels)
-
-
-def _grouped(x: Tensor, labels: Labels, rows: int, channels: int) -> Tensor:
-    grouped = by_channel(x, labels, rows, channels)
-    assert grouped is not None  # else the tracer would have taken another tensor
-    return grouped
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """Single precision at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def repeated(extra: tuple[Any, ...], samples: int, times: int) -> tuple[Any, ...]:
@@ -402,7 +292,3 @@ def repeated(extra: tuple[Any, ...], samples: int, times: int) -> tuple[Any, ...
         else arg
         for arg in extra
     )
-
-
-def _at_least_single(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -32,7 +32,8 @@ class BlockRecord(Record):
         self.integers, self.looked_up = outer.integers, outer.looked_up
         self.sources, self.order = list(outer.sources), []
         self._outer = outer
-        self._overrides, self._visits = {}, {}
+        self.calls, self.made_by, self.moves_by_values = [], [], False
+        self._overrides, self._visits, self._making = {}, {}, ()
         self._current = WeakTensorKeyDictionary()
         self._used_attributes = set()
 

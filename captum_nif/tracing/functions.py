@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from captum_nif.tracing.origins import Labels
 from captum_nif.tracing.sources import NOTHING, Sources, uniform
@@ -41,6 +43,11 @@ def tensors_in(arguments: object) -> list[Tensor]:
     return []
 
 
+def leaves_of(tree: object) -> list[Tensor]:
+    """The tensors in what a module takes or returns, whatever holds them."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def tensors_read(
     func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Tensor]:
@@ -52,6 +59,68 @@ def tensors_read(
     if name in _LIKE:
         return tensors[:1]
     return tensors[1:] if name == "copy_" else tensors
+
+
+def version(x: Tensor) -> int:
+    """How often the memory of a tensor was written."""
+    return 0 if x.is_inference() else x._version
+
+
+@dataclass(frozen=True)
+class Performed:
+    """What a call of a torch function did.
+
+    Args:
+        result (any): what it returned.
+        made (list of Tensor): the tensors that it made or overwrote.
+        written (list of Tensor): those of its arguments that it overwrote.
+    """
+
+    result: Any
+    made: list[Tensor]
+    written: list[Tensor]
+
+
+def perform(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Performed:
+    """Call a torch function, and see which tensors it makes and overwrites."""
+    tensors = tensors_in((args, kwargs))
+    versions = [version(t) for t in tensors]
+    result = func(*args, **kwargs)
+    written = [t for t, v in zip(tensors, versions, strict=True) if version(t) != v]
+    name = function_name(func)
+    if name == "data" and result is None:  # x.data = y
+        written = tensors[:1]
+    if name.endswith(("batch_norm", "instance_norm")):  # running statistics
+        written = [t for t in written if t is tensors[0]]
+    written = by_memory(written, tensors_in(kwargs.get("out")))
+    made = [t for t in tensors_in(result) if not is_in(t, tensors)] + distinct(written)
+    return Performed(result, made, written)
+
+
+def is_in(x: object, tensors: Sequence[Tensor]) -> bool:
+    """Whether ``x`` is one of the tensors, by identity."""
+    return any(x is t for t in tensors)
+
+
+def by_memory(tensors: Sequence[Tensor], first: Sequence[Tensor]) -> list[Tensor]:
+    """One of all that share memory: of those in ``first``, or the first of them."""
+    found: dict[object, Tensor] = {}
+    for t in (*(t for t in tensors if is_in(t, first)), *tensors):
+        memory = memory_of(t)
+        found.setdefault(id(t) if memory is None else ("memory", memory), t)
+    return list(found.values())
+
+
+def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors without repetitions, by identity."""
+    return list({id(t): t for t in tensors}.values())
+
+
+def memory_of(x: Tensor) -> int | None:
+    """The memory that a tensor lies in."""
+    return x.untyped_storage()._cdata if x.layout == torch.strided else None
 
 
 @dataclass(frozen=True)
@@ -112,6 +181,16 @@ class Call:
         """The sources of all that it reads together."""
         read = tensors_read(self.func, self.args, self.kwargs)
         return uniform(frozenset().union(*(self.sources_of(t).union for t in read)))
+
+    @property
+    def has_index_from_inputs(self) -> bool:
+        """Whether integers that depend on the inputs say where elements go."""
+        data = {id(t) for t in tensors_in(self.first)}
+        return any(
+            self.labels_of(t) is not None
+            for t in tensors_read(self.func, self.args, self.kwargs)
+            if id(t) not in data and not t.is_floating_point()
+        )
 
     def get(self, position: int, names: str, default: object = None) -> Any:
         """An argument by position or by one of several names."""

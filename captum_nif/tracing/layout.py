@@ -10,7 +10,7 @@ a padded tensor.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Layout:
         count (int): number of channels.
         order (Tensor or None): which of the positions along these axes, in the order of
             channels; None where they stand in order.
+        kept (tuple or None): an axis of the whole tensor, and the positions along it
+            where samples are; the others are padding, or a token of no sample.
     """
 
     axis: int
@@ -39,12 +41,16 @@ class Layout:
     channels: tuple[int, ...]
     count: int
     order: Tensor | None
+    kept: tuple[int, Tensor] | None = None
 
     def group(self, x: Tensor) -> Tensor:
         """The elements by sample and channel, [samples, channels, places].
 
         Within a channel they stand in the tensor's own order.
         """
+        if self.kept is not None:
+            axis, positions = self.kept
+            x = x.index_select(axis, positions.to(x.device))
         moved = self._moved(x)
         flat = moved.reshape(moved.shape[0], self._positions(moved), -1)
         if self.order is not None:
@@ -52,7 +58,16 @@ class Layout:
         return flat.reshape(len(flat), self.count, -1)
 
     def ungroup(self, grouped: Tensor, x: Tensor) -> Tensor:
-        """A tensor of the shape of ``x`` that :meth:`group` would turn into these."""
+        """A tensor of the shape of ``x`` that :meth:`group` would turn into these.
+
+        What is of no sample is that of ``x``.
+        """
+        if self.kept is not None:
+            axis, positions = self.kept
+            positions = positions.to(x.device)
+            whole = replace(self, kept=None)
+            part = whole.ungroup(grouped, x.index_select(axis, positions))
+            return x.index_copy(axis, positions, part.to(x.dtype))
         moved = self._moved(x)
         flat = grouped.reshape(moved.shape[0], self._positions(moved), -1)
         if self.order is not None:
@@ -60,8 +75,21 @@ class Layout:
         flat = flat.reshape(moved.shape)
         axes = self._axes(x.dim())
         back = [axes.index(d) for d in range(len(axes))]
-        ungrouped: Tensor = flat.permute(back).reshape(x.shape)
-        return ungrouped
+        return flat.permute(back).reshape(x.shape)
+
+    def blocks(self, x: Tensor, count: int) -> Tensor:
+        """Cut a tensor, whose samples come in as many blocks, [count, ...]."""
+        sizes = self.before, count, -1, self.after
+        split: Tensor = x.unflatten(self.axis, sizes)
+        return split.movedim(self.axis + 1, 0)
+
+    def joined(self, blocks: Tensor, x: Tensor) -> Tensor:
+        """A tensor of the shape of ``x`` that :meth:`blocks` would turn into these."""
+        return blocks.movedim(0, self.axis + 1).reshape(x.shape)
+
+    def group_block(self, block: Tensor) -> Tensor:
+        """What :meth:`group` gives, of one of :meth:`blocks`."""
+        return self.group(block.flatten(self.axis, self.axis + 2))
 
     def _moved(self, x: Tensor) -> Tensor:
         split: Tensor = x.unflatten(self.axis, (self.before, -1, self.after))
@@ -95,9 +123,22 @@ class Positions:
         return x.flatten()[self.order].view(self.samples, self.count, -1)
 
     def ungroup(self, grouped: Tensor, x: Tensor) -> Tensor:
-        """See :meth:`Layout.ungroup`; the rest is as in ``x``."""
+        """See :meth:`Layout.ungroup`; what is of no sample or channel stays."""
         flat = x.flatten().index_put((self.order,), grouped.flatten().to(x.dtype))
         return flat.view(x.shape)
+
+    def blocks(self, x: Tensor, count: int) -> Tensor:
+        """See :meth:`Layout.blocks`."""
+        blocks: Tensor = self.group(x).unflatten(0, (count, -1))
+        return blocks
+
+    def joined(self, blocks: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`Layout.joined`."""
+        return self.ungroup(blocks.flatten(0, 1), x)
+
+    def group_block(self, block: Tensor) -> Tensor:
+        """See :meth:`Layout.group_block`."""
+        return block
 
 
 Arrangement = Layout | Positions
@@ -119,8 +160,10 @@ def layout_of(
     Returns:
         Layout or None: each channel of each sample stands there exactly once a place.
     """
-    if not shape or not bool((rows > 0).all() and (channels > 0).all()):
-        return None  # padding, or a token of no sample
+    if not shape:
+        return None
+    if not bool((rows > 0).all() and (channels > 0).all()):
+        return _layout_of_rest(shape, rows, channels, n_rows, n_channels)
     axis, before, after = 0, 1, shape[0]
     if n_rows > 1:
         axes = [d for d in range(rows.dim()) if collapse(rows, [d]) is None]
@@ -156,6 +199,29 @@ def layout_of(
         n_channels,
         None if torch.equal(numbers, in_order) else order,
     )
+
+
+def _layout_of_rest(
+    shape: torch.Size, rows: Tensor, channels: Tensor, n_rows: int, n_channels: int
+) -> Layout | None:
+    """The layout without the positions along one axis that are of no sample."""
+    none = (rows == 0) | (channels == 0)
+    varied = [
+        d for d in range(none.dim()) if bool((none != none.narrow(d, 0, 1)).any())
+    ]
+    if len(varied) != 1:
+        return None
+    (axis,) = varied
+    kept = (~none.movedim(axis, 0).flatten(1)[:, 0]).nonzero().flatten()
+
+    def rest(labels: Tensor) -> Tensor:
+        return labels if labels.size(axis) == 1 else labels.index_select(axis, kept)
+
+    short = torch.Size(len(kept) if d == axis else n for d, n in enumerate(shape))
+    layout = layout_of(short, rest(rows), rest(channels), n_rows, n_channels)
+    if layout is None or layout.axis == axis:
+        return None
+    return replace(layout, kept=(axis, kept))
 
 
 def _split(line: Tensor, n_rows: int) -> tuple[int, int] | None:

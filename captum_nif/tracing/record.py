@@ -23,7 +23,7 @@ from captum_nif.tracing.disturbances import (
     running_module,
     takes_batch_statistics,
 )
-from captum_nif.tracing.functions import Call
+from captum_nif.tracing.functions import Call, distinct, memory_of
 from captum_nif.tracing.label_tensors import rewritten
 from captum_nif.tracing.model_tensors import ModelTensors
 from captum_nif.tracing.origins import (
@@ -154,6 +154,14 @@ class Record:
     ) -> None:
         self.sources: list[Source] = []
         self.order: list[Node] = []
+        self.made_by: list[tuple[int, int]] = []
+        """For each of these the number of the call that made it, and which of its
+        results it was; -1 for inputs and for what was written through another."""
+        self.calls: list[str] = []
+        """Names of functions between layers and of layers, as they returned."""
+        self.moves_by_values = False
+        """Whether elements were moved to where values say."""
+        self._making: Sequence[Tensor] = ()
         self.chance: dict[str, None] = {}  # what draws random numbers, in order
         self.held = ModelTensors(model)
         self._nodes = nodes
@@ -197,15 +205,22 @@ class Record:
         self._current[x] = node
         if node is not CONSTANT:
             self.order.append(node)
+            which = (i for i, t in enumerate(self._making) if t is x)
+            self.made_by.append((len(self.calls) - 1, next(which, -1)))
             position = len(self.order) - 1
             if position in self._overrides:
                 self._override(x, node, self._overrides[position])
             if position in self._visits:
                 self._visits[position](x, node)
 
+    def happened(self, name: str, made: Sequence[Tensor]) -> None:
+        """A call returned, whose results are about to be added."""
+        self.calls.append(name)
+        self._making = made
+
     def isolate(self, output: Tensor, taken: Sequence[Tensor]) -> Tensor:
         """What a layer returned, with memory of its own where it may be overwritten."""
-        shared = any(_memory(output) == _memory(t) for t in taken)
+        shared = any(memory_of(output) == memory_of(t) for t in taken)
         return output.clone() if self._overrides and shared else output
 
     def _override(self, x: Tensor, node: Node, values: Tensor) -> None:
@@ -275,10 +290,10 @@ class Record:
 
     def relatives(self, x: Tensor) -> list[Tensor]:
         """Other tensors that share the memory of ``x``."""
-        memory = _memory(x)
+        memory = memory_of(x)
         held = [t for _, t in self.held.attributes.values()]
         candidates = [*self._current.keys(), *held]
-        found = [t for t in candidates if t is not x and _memory(t) == memory]
+        found = [t for t in candidates if t is not x and memory_of(t) == memory]
         return distinct(found)
 
     def rewrite(self, relative: Tensor, written: Tensor) -> None:
@@ -411,26 +426,3 @@ def _overlaid(
         channels = rewritten(relative, written, old.channels, new.channels)
     rows = rewritten(relative, written, old.rows, new.rows)
     return Labels(relative.shape, rows, channels, sources)
-
-
-def is_in(x: object, tensors: Sequence[Tensor]) -> bool:
-    """Whether ``x`` is one of the tensors, by identity."""
-    return any(x is t for t in tensors)
-
-
-def by_memory(tensors: Sequence[Tensor], first: Sequence[Tensor]) -> list[Tensor]:
-    """One of all that share memory: of those in ``first``, or the first of them."""
-    found: dict[object, Tensor] = {}
-    for t in (*(t for t in tensors if is_in(t, first)), *tensors):
-        memory = _memory(t)
-        found.setdefault(id(t) if memory is None else ("memory", memory), t)
-    return list(found.values())
-
-
-def distinct(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors without repetitions, by identity."""
-    return list({id(t): t for t in tensors}.values())
-
-
-def _memory(x: Tensor) -> int | None:
-    return x.untyped_storage()._cdata if x.layout == torch.strided else None

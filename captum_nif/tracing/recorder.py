@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from captum_nif.tracing.blocks import BlockRecord
 from captum_nif.tracing.disturbances import WATCHED
@@ -22,25 +22,22 @@ from captum_nif.tracing.function_layers import function_layer
 from captum_nif.tracing.functions import (
     KEEPING,
     MIXING_FUNCTIONS,
+    MOVING,
     Call,
     function_name,
+    is_in,
+    leaves_of,
+    perform,
+    raw_name,
     tensors_in,
     tensors_read,
+    version,
 )
 from captum_nif.tracing.layer_types import layer_type_of
 from captum_nif.tracing.layers import Layer
 from captum_nif.tracing.origins import Labels, untraceable
 from captum_nif.tracing.provenance import is_lookup, propagate
-from captum_nif.tracing.record import (
-    CONSTANT,
-    ModuleCall,
-    Node,
-    Record,
-    Source,
-    by_memory,
-    distinct,
-    is_in,
-)
+from captum_nif.tracing.record import CONSTANT, ModuleCall, Node, Record, Source
 from captum_nif.tracing.selection import Selection, default_layers_inside
 from captum_nif.tracing.undisturbed import Hooks
 
@@ -126,8 +123,8 @@ class Recorder(TorchFunctionMode):
 
     def _enter_layer(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Note what a layer takes."""
-        tensors = _tensors_of((args, kwargs))
-        self._read = [(t, self.record.node(t), _version(t)) for t in tensors]
+        tensors = leaves_of((args, kwargs))
+        self._read = [(t, self.record.node(t), version(t)) for t in tensors]
         for t in tensors:
             self.record.settle(t)
         for argument in (*args, *kwargs.values()):
@@ -140,18 +137,20 @@ class Recorder(TorchFunctionMode):
         self, module: nn.Module, output: object, block: Record | None
     ) -> object:
         """Start a source from what a layer returns; gives it back, to be told apart."""
-        tensors = _tensors_of(output)
+        tensors = leaves_of(output)
+        path = self._selection.paths[module]
         inside = [block.node(t).labels for t in tensors] if block else []
         if all(node.is_constant for _, node, _ in self._read):
+            self.record.happened(path, ())
             for t in tensors:
                 self.record.add(t, CONSTANT)
             return output
         layer_type = layer_type_of(module)
         categories = layer_type is not None and layer_type.reads_categories
         reads = [node for _, node, _ in self._read]
-        source = self._source(self._selection.paths[module], reads, categories)
+        source = self._source(path, reads, categories)
         taken = [t for t, _, _ in self._read]
-        written = [t for t, _, version in self._read if _version(t) != version]
+        written = [t for t, _, before in self._read if version(t) != before]
         if (
             isinstance(output, Tensor)
             and is_in(output, taken)
@@ -168,6 +167,7 @@ class Recorder(TorchFunctionMode):
                 why = f"it was overwritten inside the layer {source.name!r}"
                 self.record.add(t, Node(refused=why))
         tensors = self._visited(source.name, module, tensors)
+        self.record.happened(path, tensors)
         output = _replaced(output, tensors)
         layer = Layer(
             module,
@@ -247,29 +247,19 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         keeps = name in KEEPING and not _to_complex(args, kwargs)
         self.record.settle_read(keeps, tensors)
-        versions = [_version(t) for t in tensors]
-        result = func(*args, **kwargs)
-        written = [
-            t for t, v in zip(tensors, versions, strict=True) if _version(t) != v
-        ]
-        if name == "data" and result is None:  # x.data = y
-            written = tensors[:1]
-        if name.endswith(("batch_norm", "instance_norm")):  # running statistics
-            written = [t for t in written if t is tensors[0]]
-        written = by_memory(written, tensors_in(kwargs.get("out")))
-        outputs = tensors_in(result)
-        made = [t for t in outputs if not is_in(t, tensors)] + distinct(written)
-        if made:
-            call = Call(func, args, kwargs, self._labels_of(tensors), made)
+        done = perform(func, args, kwargs)
+        self.record.happened(raw_name(func), done.made)
+        if done.made:
+            call = Call(func, args, kwargs, self._labels_of(tensors), done.made)
             with torch._C.DisableTorchFunction():
-                replaced = self._record(call, written)
+                replaced = self._record(call, done.written)
             if replaced is not None:
-                return _replaced(result, replaced)
+                return _replaced(done.result, replaced)
         elif name in _LEAVING and not all(
             self.record.node(t).is_constant for t in tensors
         ):
             self._left = True
-        return result
+        return done.result
 
     def _peek(self, tensors: Sequence[Tensor]) -> None:
         """Inside a layer: note what it takes other than by its arguments."""
@@ -279,7 +269,7 @@ class Recorder(TorchFunctionMode):
                 continue
             if not any(node is known for _, known, _ in self._read):
                 self.record.settle(t)
-                self._read.append((t, node, _version(t)))
+                self._read.append((t, node, version(t)))
 
     def _labels_of(
         self, tensors: Sequence[Tensor]
@@ -303,6 +293,8 @@ class Recorder(TorchFunctionMode):
         }  # matrices before biases
         relatives = [(r, t) for t in written for r in self.record.relatives(t)]
         if any(node.labels is not None for node in parents):
+            if call.name in MOVING and call.has_index_from_inputs:
+                self.record.moves_by_values = True
             labels = self.record.located(_understood(call), parents)
             labels = self.record.refine(call, labels)
             if is_lookup(call):
@@ -387,11 +379,3 @@ def _to_complex(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return any(
         isinstance(x, torch.dtype) and x.is_complex for x in (*args, *kwargs.values())
     )
-
-
-def _tensors_of(tree: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version

@@ -30,13 +30,32 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from captum_nif.tracing.calling import explained_tensor, unwrapped
 from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
-from captum_nif.tracing.record import Nodes, Record, Visit
+from captum_nif.tracing.layout import Arrangement
+from captum_nif.tracing.record import Node, Nodes, Record, Visit
 from captum_nif.tracing.recorder import LayerVisit, Recorder
 from captum_nif.tracing.refusals import while_compiling
+from captum_nif.tracing.replay import (
+    Rehearsal,
+    Replay,
+    Script,
+    Watched,
+    rehearsal,
+)
 from captum_nif.tracing.selection import Layers, Selection, find_layers, select
 from captum_nif.tracing.undisturbed import undisturbed
 
-__all__ = ["Structure", "Trace", "find_layers", "run_watched", "trace"]
+__all__ = [
+    "Rehearsal",
+    "Script",
+    "Structure",
+    "Trace",
+    "Watched",
+    "find_layers",
+    "rehearse",
+    "run_watched",
+    "trace",
+    "watch",
+]
 
 
 def trace(
@@ -93,10 +112,10 @@ def trace(
     selection = select(model, layers)
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.no_grad():
-        # copies: fresh tensors that in-place operations of the model may overwrite
-        copies = tuple(x.detach().clone() for x in inputs)
-        dataflow = _followed(model, copies, extra, selection, nodes, overrides, visits)
-        return dataflow.trace(inputs)
+        inputs = tuple(x.detach() for x in inputs)
+        arguments = _fresh(inputs, extra)
+        record = _record_of(model, arguments, nodes, overrides, visits)
+        return _followed(record, selection, *arguments).trace(inputs)
 
 
 def run_watched(
@@ -127,30 +146,134 @@ def run_watched(
     selection = select(model, layers)
     _check_inputs(inputs)
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
-        copies = tuple(x.clone() for x in inputs)
-        dataflow = _followed(
-            model, copies, extra, selection, "channel", None, visits, on_layer
-        )
+        arguments = _fresh(inputs, extra)
+        record = _record_of(model, arguments, visits=visits)
+        dataflow = _followed(record, selection, *arguments, on_layer)
         return dataflow.output, dataflow.trace(inputs)
 
 
-def _followed(
+def rehearse(
     model: nn.Module,
-    copies: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    extra: tuple[Any, ...] = (),
+    layers: Layers = None,
+) -> Rehearsal:
+    """Trace a model, and learn where to meet the values of its layers again.
+
+    Args:
+        model (Module): see :func:`trace`.
+        inputs (tuple of Tensor): see :func:`trace`; of one sample the axis cannot be
+            told, so give two.
+        extra (tuple): see :func:`trace`.
+        layers (list or dict or str, optional): see :func:`trace`.
+
+    Returns:
+        Rehearsal: the trace, and what :func:`watch` takes.
+    """
+    selection = select(model, layers)
+    _check_inputs(inputs)
+    with undisturbed(model), torch.inference_mode(False), torch.no_grad():
+        arguments = _fresh(tuple(x.detach() for x in inputs), extra)
+        record = _record_of(model, arguments)
+        found = _followed(record, selection, *arguments).trace(inputs)
+        return rehearsal(record, found)
+
+
+def watch(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
     extra: tuple[Any, ...],
+    layers: Layers,
+    looks: Mapping[int, Watched],
+    script: Script | None,
+    gradients: bool = True,
+) -> tuple[Tensor, Structure | None]:
+    """Run a model, and look at values of layers as they are made.
+
+    By its script, which costs next to nothing; or traced again, where there is no
+    script or the model takes another path. Then all looks are taken anew.
+
+    Args:
+        model (Module): see :func:`trace`.
+        inputs (tuple of Tensor): see :func:`trace`; gradients flow to those that
+            require them.
+        extra (tuple): see :func:`trace`.
+        layers (list or dict or str, optional): see :func:`trace`.
+        looks (Mapping): what to look at, by the position in :attr:`Trace.made` or
+            :attr:`Trace.results`, or among the states.
+        script (Script, optional): from :func:`rehearse`.
+        gradients (bool): whether to record what gradients need.
+
+    Returns:
+        Tensor and Structure or None: what the model returned; and layers and links, if
+        it was traced.
+    """
+    selection = select(model, layers)
+    _check_inputs(inputs)
+    mode = torch.enable_grad() if gradients else torch.no_grad()
+    with undisturbed(model), torch.inference_mode(False), mode:
+        if script is not None:
+            copies, constants = _fresh(inputs, extra)
+            watched = {at: w.look for at, w in looks.items()}
+            replay = Replay(script, selection.paths, watched)
+            with replay:
+                output = model(*copies, *constants)
+            if replay.has_followed:
+                return explained_tensor(output), None
+            del output
+        arguments = _fresh(inputs, extra)
+        visits = {
+            at: as_visit(len(inputs[0]), watched) for at, watched in looks.items()
+        }
+        record = _record_of(model, arguments, visits=visits)
+        dataflow = _followed(record, selection, *arguments)
+        return dataflow.output, dataflow.trace(inputs).structure
+
+
+def as_visit(n: int, watched: Watched) -> Visit:
+    """A look at a tensor of n samples, as :func:`trace` takes it."""
+
+    def visit(x: Tensor, node: Node) -> None:
+        labels = node.labels
+        known: Arrangement | None = watched.layout
+        if known is None and labels is not None:
+            known = labels.arrangement(n, watched.channels)
+        watched.look(x, known)
+
+    return visit
+
+
+_Arguments = tuple[tuple[Tensor, ...], tuple[Any, ...]]
+
+
+def _fresh(inputs: tuple[Tensor, ...], extra: tuple[Any, ...]) -> _Arguments:
+    """Copies, which in-place operations of a model may overwrite."""
+    return tuple(x.clone() for x in inputs), tree_map(_copied, unwrapped(extra))
+
+
+def _record_of(
+    model: nn.Module,
+    arguments: _Arguments,
+    nodes: Nodes = "channel",
+    overrides: Mapping[int, Tensor] | None = None,
+    visits: Mapping[int, Visit] | None = None,
+) -> Record:
+    copies, constants = arguments
+    leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
+    return Record(model, copies, leaves, nodes, overrides, visits)
+
+
+def _followed(
+    record: Record,
     selection: Selection,
-    nodes: Nodes,
-    overrides: Mapping[int, Tensor] | None,
-    visits: Mapping[int, Visit] | None,
+    copies: tuple[Tensor, ...],
+    constants: tuple[Any, ...],
     on_layer: LayerVisit | None = None,
 ) -> Dataflow:
     """Runs a model under a recorder; see :func:`trace`."""
-    constants = tree_map(_copied, unwrapped(extra))
-    leaves = [x for x in tree_leaves(constants) if isinstance(x, Tensor)]
-    record = Record(model, copies, leaves, nodes, overrides, visits)
     with Recorder(record, selection, on_layer):
         try:
-            output = explained_tensor(model(*copies, *constants))
+            output = explained_tensor(record.held.model(*copies, *constants))
         except Exception as error:
             if type(error).__module__.startswith("torch._dynamo"):
                 raise while_compiling() from error

@@ -37,26 +37,26 @@ def around_sample(
     shift: Int,
     cumulative: Ranks,
     untied: bool,
-    centre: Lanes,
+    center: Lanes,
     rho: Lanes,
 ) -> tuple[Lanes, Lanes]:
     """Other samples within rho of each lane's sample along one axis.
 
-    Its score on the grid of N samples is ``centre``; ``cumulative`` counts samples up
+    Its score on the grid of N samples is ``center``; ``cumulative`` counts samples up
     to each doubled rank. Where all are ``untied``, these are h / 2 up to h, and
-    ``cumulative`` is not looked at.
+    ``cumulative`` is not read.
 
     Returns:
 
         How many lie in the closed interval, and strictly inside if rho > 0.
     """
     one, zero = lanes.splat(np.int32(1)), lanes.splat(np.int32(0))
-    # Looked up as for queries: handed through a routine, four results take longer.
+    # Looked up as for queries: passed through a routine, four results take longer.
     low, low_too = entries_up_to(
-        scores, before, origin, shift, lanes.subtract(centre, rho)
+        scores, before, origin, shift, lanes.subtract(center, rho)
     )
     high, high_too = entries_up_to(
-        scores, before, origin, shift, lanes.add(centre, rho)
+        scores, before, origin, shift, lanes.add(center, rho)
     )
     if untied:
         closed = _halved(high_too, low)
@@ -78,17 +78,17 @@ def around_query(
     spread: Lanes,
     offset: Lanes,
     rank: Lanes,
-    centre: Lanes,
+    center: Lanes,
     rho: Lanes,
 ) -> tuple[Lanes, Lanes]:
     """Samples within rho of each lane's query along one axis.
 
     The grid is that of N + 1 samples, on which ``rank`` is twice that of the query and
-    ``centre`` its score; ``cumulative`` counts the N samples by themselves, up to their
+    ``center`` its score; ``cumulative`` counts the N samples by themselves, up to their
     doubled rank h at ``(h << spread) + offset``. These ranks are the same as on the
     grid below the query, one less than its own where they equal it, and two less above
     it. Where all samples are ``untied``, h / 2 of them are up to h, and ``cumulative``
-    is not looked at.
+    is not read.
 
     Returns:
 
@@ -97,10 +97,10 @@ def around_query(
     one, two = lanes.splat(np.int32(1)), lanes.splat(np.int32(2))
     below, upto = lanes.subtract(rank, two), lanes.subtract(rank, one)
     low, low_too = entries_up_to(
-        scores, before, origin, shift, lanes.subtract(centre, rho)
+        scores, before, origin, shift, lanes.subtract(center, rho)
     )
     high, high_too = entries_up_to(
-        scores, before, origin, shift, lanes.add(centre, rho)
+        scores, before, origin, shift, lanes.add(center, rho)
     )
     low, low_too = lanes.minimum(low, below), lanes.minimum(low_too, below)
     high = lanes.maximum(lanes.subtract(high, two), upto)

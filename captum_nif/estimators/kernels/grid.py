@@ -1,6 +1,6 @@
 """The score grid that all ranked variables share, with constant-time look-up.
 
-Scores are entries of one table (:func:`~..marginals.normal_scores`), so "how many
+Scores are entries of one table (:func:`~..normal_scores.normal_scores`), so "how many
 samples of this variable have a score up to t" takes two steps: which entry of the grid
 t reaches, the same for all variables, and the variable's cumulative count there.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captum_nif._compile import Int, routine
-from captum_nif.estimators.marginals import normal_scores
+from captum_nif.estimators.normal_scores import normal_scores
 
 IntArray = NDArray[np.int32]
 LongArray = NDArray[np.int64]
@@ -83,10 +83,10 @@ def within(
     origin: Int,
     shift: Int,
     cumulative: Ranks,
-    centre: Int,
+    center: Int,
     rho: Int,
 ) -> tuple[Int, Int]:
-    """Samples at most rho from a centre along one axis.
+    """Samples at most rho from a center along one axis.
 
     Returns:
 
@@ -94,9 +94,9 @@ def within(
     """
     # Unsigned indices: numba would check signed ones for counting from the end.
     last, one = np.int64(scores[len(scores) - 2]), np.uintp(1)
-    low = np.uintp((min(max(centre - rho, origin), last + 1) - origin) >> shift)
-    high = np.uintp((min(max(centre + rho, origin), last + 1) - origin) >> shift)
+    low = np.uintp((min(max(center - rho, origin), last + 1) - origin) >> shift)
+    high = np.uintp((min(max(center + rho, origin), last + 1) - origin) >> shift)
     low, high = np.uintp(before[low]), np.uintp(before[high])
-    low += np.uintp(scores[low + one] < centre - rho)
-    high += np.uintp(scores[high + one] <= centre + rho)
+    low += np.uintp(scores[low + one] < center - rho)
+    high += np.uintp(scores[high + one] <= center + rho)
     return cumulative[low], cumulative[high]

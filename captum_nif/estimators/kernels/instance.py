@@ -4,7 +4,7 @@ Here the sixteen lanes are sixteen variables of x. For one query and one variabl
 samples are visited in the order of their distance from the query along y; each visit
 reads one row of distances along x, contiguous in memory, and updates the k nearest of
 all sixteen pairs. It ends when the next sample is further along y than the k-th
-neighbour of every lane.
+neighbor of every lane.
 """
 
 from __future__ import annotations
@@ -34,49 +34,49 @@ STEPS = 4
 """Visits between two looks at whether they may end: as many as lists take at once."""
 
 
-class Approach(NamedTuple):
+class VisitOrder(NamedTuple):
     """How to visit samples in the order of their distance from queries along y.
 
     Attributes:
         ranks: Doubled rank of each query on the grid of N + 1, [queries, y].
         untied: Whether all samples of a variable differ, [y].
         cumulative: Number of samples up to each doubled rank, [y, 2 N + 2].
-        order: Samples by their distance from each query, [queries, y, N + STEPS].
+        samples: In that order for each query, [queries, y, N + STEPS].
         distance: These distances; in the padding, one larger than any.
     """
 
     ranks: IntArray
     untied: Bools
     cumulative: Ranks
-    order: IntArray
+    samples: IntArray
     distance: IntArray
 
 
-def approach_from(
+def order_around(
     queries: IntArray, untied: Bools, grid: Grid, samples: int
-) -> Approach:
-    """Room for the way from queries [queries, y], to be filled in."""
-    ways = (*queries.shape, samples + STEPS)
-    return Approach(
+) -> VisitOrder:
+    """Memory for the order around queries [queries, y]; see :func:`fill`."""
+    shape = (*queries.shape, samples + STEPS)
+    return VisitOrder(
         queries,
         untied,
         np.empty((len(untied), 2 * samples + 2), grid.before.dtype),
-        np.empty(ways, np.int32),
-        np.empty(ways, np.int32),
+        np.empty(shape, np.int32),
+        np.empty(shape, np.int32),
     )
 
 
 @kernel
-def fill(approach: Approach, ranks: Ranks, start: Int, stop: Int, grid: Grid) -> None:
-    """Fill in the variables start, ..., stop - 1, given all samples [y, N]."""
+def fill(order: VisitOrder, ranks: Ranks, start: Int, stop: Int, grid: Grid) -> None:
+    """Fill in the variables start, ..., stop - 1 from the ranks of samples [y, N]."""
     samples = ranks.shape[1]
-    queries, order, distance = approach.ranks, approach.order, approach.distance
-    cumulative = approach.cumulative
+    queries, visits, distance = order.ranks, order.samples, order.distance
+    cumulative = order.cumulative
     cumulate(ranks[start:stop], cumulative[start:stop])
     scores = grid.scores
     # In ascending order, and with one entry before the first and after the last.
-    ascending, ordered, way = np.empty((3, samples + 2), np.int32)
-    way[0] = way[samples + 1] = NOWHERE
+    ascending, ordered, away = np.empty((3, samples + 2), np.int32)
+    away[0] = away[samples + 1] = NOWHERE
     place = np.empty(2 * samples + 2, np.int32)
     for v in range(start, stop):
         place[0] = place[1] = 1
@@ -92,24 +92,24 @@ def fill(approach: Approach, ranks: Ranks, start: Int, stop: Int, grid: Grid) ->
             score = scores[rank]
             below, upto = cumulative[v, rank - 2], cumulative[v, rank - 1]
             for p in range(1, below + 1):
-                way[p] = score - scores[np.uintp(ordered[p])]
+                away[p] = score - scores[np.uintp(ordered[p])]
             for p in range(below + 1, upto + 1):
-                way[p] = 0
+                away[p] = 0
             for p in range(upto + 1, samples + 1):
-                way[p] = scores[np.uintp(ordered[p] + 2)] - score
-            _merge(ascending, way, np.intp(below), order[q, v], distance[q, v])
+                away[p] = scores[np.uintp(ordered[p] + 2)] - score
+            _merge(ascending, away, np.intp(below), visits[q, v], distance[q, v])
             for p in range(samples, samples + STEPS):
-                order[q, v, p], distance[q, v, p] = 0, NOWHERE
+                visits[q, v, p], distance[q, v, p] = 0, NOWHERE
 
 
 @routine
 def _merge(
-    samples: IntArray, way: IntArray, below: Int, order: IntArray, distance: IntArray
+    samples: IntArray, away: IntArray, below: Int, visits: IntArray, distance: IntArray
 ) -> None:
     """Merge the samples below a query, and the others, by their distance from it.
 
-    Both are known by ``samples`` and ``way`` from the second to the last but one entry,
-    in ascending order along the axis; outside are distances larger than any. The query
+    Both are in ``samples`` and ``away`` from the second to the last but one entry, in
+    ascending order along the axis; outside are distances larger than any. The query
     is above the first ``below``. The result is filled from both ends at once, so that
     the processor has two merges to do instead of waiting for one; among samples at the
     same distance, those above come first.
@@ -118,16 +118,16 @@ def _merge(
     down, up = below, below + 1
     lowest, highest = 1, count
     for p in range((count + 1) // 2):
-        upwards = way[np.uintp(up)] <= way[np.uintp(down)]
+        upwards = away[np.uintp(up)] <= away[np.uintp(down)]
         nearest = np.uintp(up if upwards else down)
-        order[p], distance[p] = samples[nearest], way[nearest]
+        visits[p], distance[p] = samples[nearest], away[nearest]
         up += upwards
         down += upwards - 1
-        lower = way[np.uintp(lowest)] >= way[np.uintp(highest)]
+        lower = away[np.uintp(lowest)] >= away[np.uintp(highest)]
         lower &= lowest <= below
         furthest = np.uintp(lowest if lower else highest)
         last = np.uintp(count - 1 - p)
-        order[last], distance[last] = samples[furthest], way[furthest]
+        visits[last], distance[last] = samples[furthest], away[furthest]
         lowest += lower
         highest += lower - 1
 
@@ -139,7 +139,7 @@ def pointwise(
     start: Int,
     stop: Int,
     queries: IntArray,
-    way: Approach,
+    order: VisitOrder,
     k: Int,
     capacity: tuple[int, ...],
     nowhere: IntArray,
@@ -156,8 +156,8 @@ def pointwise(
         start: First variable,
         stop: and the one after the last.
         queries: Twice the ranks of queries, as sample N + 1, [queries, x].
-        way: The same along y, from :func:`fill`.
-        k: Number of neighbours.
+        order: The same along y, from :func:`fill`.
+        k: Number of neighbors.
         capacity: Any tuple longer than k.
         nowhere: See :func:`~.scan.nowhere`, for this capacity.
         grid: Of N + 1.
@@ -166,7 +166,7 @@ def pointwise(
     """
     size = len(untied)
     samples = len(ranks) // size
-    pmi = np.empty((len(queries), stop - start, len(way.untied)), np.int64)
+    pmi = np.empty((len(queries), stop - start, len(order.untied)), np.int64)
     panel = np.empty((PANEL // lanes.WIDTH, samples * lanes.WIDTH), ranks.dtype)
     cumulative = np.empty((2 * samples + 2) * lanes.WIDTH, grid.before.dtype)
     distance = np.empty(samples * lanes.WIDTH, np.int32)
@@ -189,7 +189,7 @@ def pointwise(
                 cumulative,
                 all_untied,
                 rank,
-                way,
+                order,
                 q,
                 k,
                 capacity,
@@ -250,11 +250,11 @@ def _measure(own: Ranks, query: Lanes, scores: IntArray, distance: IntArray) -> 
     and those of equal values, one less than the query's until now, are one more.
     """
     equal = lanes.subtract(query, lanes.splat(np.int32(1)))
-    centre = lanes.gather(scores, query)
+    center = lanes.gather(scores, query)
     for i in range(0, len(own), lanes.WIDTH):
         before = lanes.load(own, i)
         rank = lanes.tally(lanes.tally(before, equal, before), query, before)
-        lanes.store(distance, i, lanes.distance(lanes.gather(scores, rank), centre))
+        lanes.store(distance, i, lanes.distance(lanes.gather(scores, rank), center))
 
 
 @routine
@@ -263,7 +263,7 @@ def _explain(
     cumulative: Ranks,
     untied: bool,
     rank: Lanes,
-    way: Approach,
+    order: VisitOrder,
     q: Int,
     k: Int,
     capacity: tuple[int, ...],
@@ -277,10 +277,10 @@ def _explain(
     scores, before, origin, shift = grid.scores, grid.before, grid.origin, grid.shift
     zero, terms = lanes.splat(np.int32(0)), len(margin) // 2
     by_lane, k_samples = lanes.splat(np.int32(4)), lanes.splat(np.int32(k))
-    centre = lanes.gather(scores, rank)
+    center = lanes.gather(scores, rank)
     term, term_x, term_y = np.empty((3, lanes.WIDTH), np.int32)
-    for j in range(len(way.untied)):
-        samples, along_y = way.order[q, j], way.distance[q, j]
+    for j in range(len(order.untied)):
+        samples, along_y = order.samples[q, j], order.distance[q, j]
         nearest = lanes.load_lists(capacity, nowhere)
         visits = np.intp(0)
         while True:
@@ -313,7 +313,7 @@ def _explain(
             by_lane,
             lanes.numbered(),
             rank,
-            centre,
+            center,
             rho,
         )
         closed_y, inside_y = around_query(
@@ -321,12 +321,12 @@ def _explain(
             before,
             origin,
             shift,
-            way.cumulative[j],
-            way.untied[j],
+            order.cumulative[j],
+            order.untied[j],
             zero,
             zero,
-            lanes.splat(way.ranks[q, j]),
-            lanes.splat(scores[np.uintp(way.ranks[q, j])]),
+            lanes.splat(order.ranks[q, j]),
+            lanes.splat(scores[np.uintp(order.ranks[q, j])]),
             rho,
         )
         coinciding = lanes.add(count, lanes.splat(np.int32(terms)))

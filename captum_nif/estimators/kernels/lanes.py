@@ -1,6 +1,6 @@
 """Sixteen int32 lanes as one value in numba code: explicit SIMD.
 
-Compilers vectorise neither a search that keeps the few smallest values of a stream nor
+Compilers vectorize neither a search that keeps the few smallest values of a stream nor
 its early end, so the kernels say lane by lane what they mean. LLVM maps sixteen lanes
 to whatever the processor has: one register with AVX-512, two with AVX2, four with NEON.
 """
@@ -36,7 +36,7 @@ Lanes: TypeAlias = Any
 
 
 def _operation(typed: Callable[..., Any]) -> Any:
-    """An operation for kernels, given by its type and the LLVM code for it."""
+    """An operation for kernels, from its type and the LLVM code for it."""
     return intrinsic(typed)
 
 
@@ -286,12 +286,12 @@ def _merged(builder: Any, entries: list[Any], new: list[Any]) -> list[Any]:
     # A list whose length is no power of two is merged as if entries below all others
     # were before its first: these would stay where they are.
     absent = (1 << (count - 1).bit_length()) - count
-    apart = (absent + count) // 2
-    while apart:
-        for low in range(absent, absent + count - apart):
-            if not low & apart:
-                _exchange(builder, entries, low - absent, low + apart - absent)
-        apart //= 2
+    step = (absent + count) // 2
+    while step:
+        for low in range(absent, absent + count - step):
+            if not low & step:
+                _exchange(builder, entries, low - absent, low + step - absent)
+        step //= 2
     return entries
 
 

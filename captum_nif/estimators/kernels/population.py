@@ -1,14 +1,14 @@
 """Population workload: all N samples of all pairs of ranked variables.
 
 For one pair, samples are put in the order of x, and within equal x of y. Sixteen
-consecutive ones at a time look for their k nearest neighbours by walking away from
+consecutive ones at a time look for their k nearest neighbors by walking away from
 themselves in that order, both ways at once, one contiguous load per step, until no
-sample further on can be nearer than the k-th found. That takes some sqrt(k N) steps.
+sample further on can be nearer than the k-th so far. That takes some sqrt(k N) steps.
 
 - In a run of equal x the way on is sorted by y, so a walk can end inside the run if the
   next x is too far away: half of all samples at 0, as after a ReLU, cost nothing extra.
 - Samples equal in x and y have equal PMI: one stands for all, and no more copies than
-  can be someone's k nearest neighbours take part.
+  can be some point's k nearest neighbors take part.
 - The few lanes whose walk is long (outliers in y) finish alone, scanning the samples
   within reach along the axis where they are fewer.
 """
@@ -41,7 +41,7 @@ FAR = np.int32(3 << 29)
 """A score further from every score than these are from each other."""
 
 UNCOUNTED = np.int32(0)
-"""Stands for a number of neighbours within rho that may be more than k. No count is 0,
+"""Stands for a number of neighbors within rho that may be more than k. No count is 0,
 and it is an index into the terms: copies of a point, which need no count, keep it."""
 
 STEPS = 4
@@ -56,7 +56,7 @@ FEW = 1
 PADDING = LONGEST + lanes.WIDTH
 
 
-class Axis(NamedTuple):
+class RankedAxis(NamedTuple):
     """Some ranked variables, row by row, ready for the kernels.
 
     Attributes:
@@ -76,14 +76,14 @@ class Axis(NamedTuple):
     distinct: IntArray
 
 
-def axis_of(ranks: Ranks, grid: Grid) -> Axis:
+def axis_of(ranks: Ranks, grid: Grid) -> RankedAxis:
     """Order variables by counting their ranks [variables, N]."""
     size, samples = ranks.shape
-    axis = Axis(
+    axis = RankedAxis(
         ranks,
         scores=np.empty((size, samples), np.int32),
         order=np.empty_like(ranks),
-        # Room to load sixteen lanes at the last sample.
+        # Padded, to load sixteen lanes at the last sample.
         ordered=np.full((size, samples + lanes.WIDTH), FAR, np.int32),
         cumulative=np.empty((size, 2 * samples + 2), grid.before.dtype),
         distinct=np.zeros(size, np.int32),
@@ -93,7 +93,7 @@ def axis_of(ranks: Ranks, grid: Grid) -> Axis:
 
 
 @kernel
-def _put_in_order(axis: Axis, table: IntArray) -> None:
+def _put_in_order(axis: RankedAxis, table: IntArray) -> None:
     size, samples = axis.ranks.shape
     ranks, scores, order, ordered = axis.ranks, axis.scores, axis.order, axis.ordered
     cumulative, distinct = axis.cumulative, axis.distinct
@@ -114,7 +114,7 @@ def _put_in_order(axis: Axis, table: IntArray) -> None:
 class Scratch(NamedTuple):
     """Working memory for one pair of variables with N samples.
 
-    ``walk_x`` and ``walk_y`` have room for a walk before the first and after the last
+    ``walk_x`` and ``walk_y`` are padded for a walk before the first and after the last
     sample, arrays of samples for sixteen lanes after the last.
     """
 
@@ -131,7 +131,7 @@ class Scratch(NamedTuple):
     late: IntArray
     y_along_x: IntArray
     x_along_y: IntArray
-    found: IntArray
+    near: IntArray
     nowhere: IntArray
     term: IntArray
     term_x: IntArray
@@ -143,20 +143,20 @@ def scratch_for(samples: int, k: int, capacity: int) -> Scratch:
     """Allocate working memory."""
     walk_x = np.full(samples + 2 * PADDING, FAR, np.int32)
     walk_x[:PADDING] = -FAR
-    given: dict[str, Any] = {
+    special: dict[str, Any] = {
         "walk_x": walk_x,
         "walk_y": np.zeros_like(walk_x),
         "place": np.zeros(2 * samples + 2, np.int32),
         "nowhere": nowhere(k, capacity),
         "pmi": np.zeros(samples, np.int64),
     }
-    others = [name for name in Scratch._fields if name not in given]
-    rows = np.zeros((len(others), samples + lanes.WIDTH), np.int32)
-    return Scratch(**given | dict(zip(others, rows, strict=True)))
+    plain = [name for name in Scratch._fields if name not in special]
+    rows = np.zeros((len(plain), samples + lanes.WIDTH), np.int32)
+    return Scratch(**special | dict(zip(plain, rows, strict=True)))
 
 
 @routine
-def lay_out(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
+def lay_out(x: RankedAxis, i: Int, y: RankedAxis, j: Int, k: Int, s: Scratch) -> Int:
     """Put the samples of a pair in order of x, then of y; thin out coinciding ones.
 
     Returns:
@@ -188,7 +188,9 @@ def lay_out(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
 
 
 @routine
-def _lay_out_tied(x: Axis, i: Int, y: Axis, j: Int, k: Int, s: Scratch) -> Int:
+def _lay_out_tied(
+    x: RankedAxis, i: Int, y: RankedAxis, j: Int, k: Int, s: Scratch
+) -> Int:
     samples = x.ranks.shape[1]
     ranks, cumulative, ordered = x.ranks[i], x.cumulative[i], x.ordered[i]
     order_y, scores_y, y_along_x = y.order[j], y.scores[j], s.y_along_x
@@ -287,14 +289,21 @@ def walk(n: Int, k: Int, capacity: tuple[int, ...], s: Scratch) -> Int:
 
 @routine
 def finish(
-    late: Int, x: Axis, i: Int, y: Axis, j: Int, k: Int, grid: Grid, s: Scratch
+    late: Int,
+    x: RankedAxis,
+    i: Int,
+    y: RankedAxis,
+    j: Int,
+    k: Int,
+    grid: Grid,
+    s: Scratch,
 ) -> None:
     """Find rho of the points listed in ``late`` by scanning what is within reach."""
     walk_x, walk_y, rho, counts = s.walk_x, s.walk_y, s.rho, s.counts
     cum_x, ordered_x, y_along_x = x.cumulative[i], x.ordered[i], s.y_along_x
     cum_y, ordered_y, x_along_y = y.cumulative[j], y.ordered[j], s.x_along_y
     scores, before, origin, shift = grid.scores, grid.before, grid.origin, grid.shift
-    found = s.found
+    near = s.near
     for at in range(late):
         p = s.late[at]
         a, b = walk_x[PADDING + p], walk_y[PADDING + p]
@@ -304,18 +313,18 @@ def finish(
         # The point itself, at distance 0, comes first.
         if high_x - low_x <= high_y - low_y:
             rho[p], count = nearest_within(
-                ordered_x, y_along_x, low_x, high_x, a, b, k + 1, bound, found
+                ordered_x, y_along_x, low_x, high_x, a, b, k + 1, bound, near
             )
         else:
             rho[p], count = nearest_within(
-                ordered_y, x_along_y, low_y, high_y, b, a, k + 1, bound, found
+                ordered_y, x_along_y, low_y, high_y, b, a, k + 1, bound, near
             )
         counts[p] = count - 1
 
 
 @routine
 def count_uncounted(
-    n: Int, x: Axis, i: Int, y: Axis, j: Int, grid: Grid, s: Scratch
+    n: Int, x: RankedAxis, i: Int, y: RankedAxis, j: Int, grid: Grid, s: Scratch
 ) -> None:
     """Count the samples within rho where they may be more than k."""
     walk_x, walk_y, rhos, counts, copies = s.walk_x, s.walk_y, s.rho, s.counts, s.copies
@@ -338,9 +347,9 @@ def count_uncounted(
 @routine
 def evaluate(
     n: Int,
-    x: Axis,
+    x: RankedAxis,
     i: Int,
-    y: Axis,
+    y: RankedAxis,
     j: Int,
     grid: Grid,
     joint: LongArray,
@@ -391,9 +400,9 @@ def evaluate(
 
 @routine
 def solve(
-    x: Axis,
+    x: RankedAxis,
     i: Int,
-    y: Axis,
+    y: RankedAxis,
     j: Int,
     k: Int,
     capacity: tuple[int, ...],
@@ -413,8 +422,8 @@ def solve(
 
 @kernel
 def _solve_all(
-    x: Axis,
-    y: Axis,
+    x: RankedAxis,
+    y: RankedAxis,
     k: Int,
     capacity: tuple[int, ...],
     grid: Grid,
@@ -424,7 +433,7 @@ def _solve_all(
     total: LongArray,
     pmi: LongArray,
 ) -> None:
-    """Set ``total`` [x, y] to sums of PMI, and ``pmi`` [x, y, N], if that has room."""
+    """Set ``total`` [x, y] to sums of PMI, and ``pmi`` [x, y, N] unless it is empty."""
     for i in range(len(x.distinct)):
         for j in range(len(y.distinct)):
             # Walk along the axis with more ties.
@@ -455,7 +464,7 @@ def mutual_information(
 
         ranks_x: Twice the mean rank of all samples, [x, N].
         ranks_y: The same along y, [y, N].
-        k: Number of neighbours.
+        k: Number of neighbors.
         capacity: Any tuple longer than k.
         grid: Of N.
         joint: The terms of the formula for the plane,

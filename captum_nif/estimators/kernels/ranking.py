@@ -15,7 +15,7 @@ from captum_nif.estimators.kernels.grid import PANEL, IntArray, Ranks
 Bits = NDArray[np.uint32] | NDArray[np.uint64]
 """Floating-point numbers by their bits, or keys that sort as they do."""
 
-Values = NDArray[np.float32] | NDArray[np.float64]
+Floats = NDArray[np.float32] | NDArray[np.float64]
 
 DIGITS = 256
 """Values of a digit of a key, which has one per byte."""
@@ -75,7 +75,7 @@ def rank(
 
 @kernel
 def place(
-    ordered: Values, values: Values, ranks: IntArray, start: Int, stop: Int
+    ordered: Floats, values: Floats, ranks: IntArray, start: Int, stop: Int
 ) -> None:
     """Rank values of the variables start, ..., stop - 1 among samples.
 

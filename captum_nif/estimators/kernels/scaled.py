@@ -1,8 +1,8 @@
-"""Neighbours on the scale of the values themselves, counted as the plain engine does.
+"""Neighbors on the scale of the values themselves, counted as the plain engine does.
 
 Distances are floats, and those that tie but for rounding count as equal. Computed
 distances never decrease along a sorted variable on either side of a point, so a search
-that stops early, and bisection, find what comparing with every sample would.
+that stops early, and bisection, give what comparing with every sample would.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from captum_nif.estimators.kernels.grid import LongArray
 Floats = NDArray[np.float64]
 
 
-class Axis(NamedTuple):
+class ScaledAxis(NamedTuple):
     """Some variables, row by row, and points on their axes.
 
     Attributes:
@@ -38,8 +38,8 @@ class Axis(NamedTuple):
 
 @kernel
 def pointwise(
-    x: Axis,
-    y: Axis,
+    x: ScaledAxis,
+    y: ScaledAxis,
     own: Int,
     k: Int,
     roundoff: float,
@@ -53,7 +53,7 @@ def pointwise(
         x: Variables of x,
         y: and of y.
         own: 1 if the points are the samples, each out of its own reach, else 0.
-        k: Number of neighbours.
+        k: Number of neighbors.
         roundoff: Relative error of a distance.
         joint: The terms of the formula for the plane,
         margin: and those for an axis.
@@ -113,7 +113,7 @@ def nearest_along(
         unit_a: What distances along one axis are divided by,
         unit_b: and along the other.
         self: The sample that is the point itself; -1 for none.
-        nearest: Room for k distances.
+        nearest: Working memory: k distances.
     """
     samples, last = len(ordered), len(nearest) - 1
     nearest[:] = np.inf

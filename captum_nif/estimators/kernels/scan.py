@@ -1,4 +1,4 @@
-"""Neighbours of one point among consecutive samples of an axis, sixteen at a time."""
+"""Neighbors of one point among consecutive samples of an axis, sixteen at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOWHERE = np.int32(np.iinfo(np.int32).max)
 
 
 def nowhere(k: int, capacity: int) -> IntArray:
-    """The k + 1 nearest of sixteen points before any is found, [capacity * 16].
+    """The k + 1 nearest of sixteen points before any is visited, [capacity * 16].
 
     Lists longer than that start with -1, less than any distance. Kernels load this
     again for each sixteen points: kept in registers, it would take them from the lists.
@@ -32,13 +32,13 @@ def count_within(
     ``ordered`` and ``other`` are the samples' scores along both axes, and hold at least
     fifteen more entries after the last sample.
     """
-    centre_a, centre_b = lanes.splat(np.int32(a)), lanes.splat(np.int32(b))
+    center_a, center_b = lanes.splat(np.int32(a)), lanes.splat(np.int32(b))
     reach = lanes.splat(np.int32(rho))
     count = np.intp(0)
     for at in range(low, high, lanes.WIDTH):
         d = lanes.maximum(
-            lanes.distance(lanes.load(ordered, at), centre_a),
-            lanes.distance(lanes.load(other, at), centre_b),
+            lanes.distance(lanes.load(ordered, at), center_a),
+            lanes.distance(lanes.load(other, at), center_b),
         )
         count += lanes.count_bits(lanes.mask_at_most(d, reach) & first(high - at))
     return count
@@ -54,9 +54,9 @@ def nearest_within(
     b: Int,
     rank: Int,
     bound: Int,
-    found: IntArray,
+    near: IntArray,
 ) -> tuple[Int, Int]:
-    """The distance, of given rank, from (a, b) to samples low, ..., high - 1.
+    """The distance of some rank from (a, b) to samples low, ..., high - 1.
 
     Args:
 
@@ -68,36 +68,36 @@ def nearest_within(
         b: and along the other one.
         rank: 1 for the smallest distance.
         bound: At least the result.
-        found: Room for as many distances as there are samples, and sixteen more.
+        near: Working memory: as many distances as there are samples, and sixteen more.
 
     Returns:
 
         The distance, and how many samples are no further.
     """
-    centre_a, centre_b = lanes.splat(np.int32(a)), lanes.splat(np.int32(b))
+    center_a, center_b = lanes.splat(np.int32(a)), lanes.splat(np.int32(b))
     reach = lanes.splat(np.int32(bound))
     n = np.intp(0)
     for at in range(low, high, lanes.WIDTH):
         d = lanes.maximum(
-            lanes.distance(lanes.load(ordered, at), centre_a),
-            lanes.distance(lanes.load(other, at), centre_b),
+            lanes.distance(lanes.load(ordered, at), center_a),
+            lanes.distance(lanes.load(other, at), center_b),
         )
-        near = lanes.mask_at_most(d, reach) & first(high - at)
-        while near != 0:
-            i = at + lanes.first_bit(near)
-            found[n] = max(abs(ordered[i] - a), abs(other[i] - b))
+        mask = lanes.mask_at_most(d, reach) & first(high - at)
+        while mask != 0:
+            i = at + lanes.first_bit(mask)
+            near[n] = max(abs(ordered[i] - a), abs(other[i] - b))
             n += 1
-            near &= near - np.int32(1)
+            mask &= mask - np.int32(1)
     for i in range(n, n + lanes.WIDTH):
-        found[i] = NOWHERE
+        near[i] = NOWHERE
     if n <= lanes.WIDTH:
-        return _select_of_few(found, n, rank)
-    return _select(found, n, rank, bound)
+        return _select_of_few(near, n, rank)
+    return _select(near, n, rank, bound)
 
 
 @routine
 def _select_of_few(values: IntArray, n: Int, rank: Int) -> tuple[Int, Int]:
-    """The value of given rank among at most sixteen, and how many are up to it."""
+    """The value of some rank among at most sixteen, and how many are up to it."""
     everything = lanes.load(values, 0)
     best, up_to_best = NOWHERE, n
     for i in range(n):

@@ -1,4 +1,4 @@
-"""The door of every estimator: samples and queries are made ready, or refused.
+"""Input of every estimator: samples and queries are made ready, or refused.
 
 Every message says what came, what was expected, and what to do.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_nif.estimators.base import Prepared
 from captum_nif.estimators.marginals import Marginals, Variables, prepare_variables
+from captum_nif.estimators.protocol import Prepared
 
 Pair = tuple[Variables, Variables]
 """The same samples of the variables x and of the variables y."""
@@ -76,19 +76,12 @@ def checked_query(query: tuple[Tensor, Tensor], pair: Pair) -> tuple[Tensor, Ten
     return x, y
 
 
-def check_count(points: int, least: int, owner: str) -> None:
-    """Refuse too few samples, those explained included."""
-    if points < least:
-        raise ValueError(
-            f"{owner} compares at least {least} samples, queries included, but there "
-            f"are {points}; give more samples."
-        )
-
-
 def check_vector(size: int) -> None:
     """Refuse a vector of no components."""
     if size == 0:
-        raise ValueError("x has no variables; a vector needs at least one.")
+        raise ValueError(
+            "x has no variables, but a vector needs at least one; give some."
+        )
 
 
 def _on_scale(
