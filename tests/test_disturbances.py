@@ -71,6 +71,25 @@ def test_statistics_of_the_batch_are_refused(case, layers):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+class StandardizedLinear(nn.Linear):
+    """Weights with mean 0 and variance 1, as in NFNets."""
+
+    def forward(self, x):
+        weight = F.batch_norm(self.weight[None], None, None, training=True)
+        return F.linear(x, weight[0], self.bias)
+
+
+def test_statistics_of_weights_are_not():
+    x = torch.randn(64, 4)
+    model = nn.Sequential(StandardizedLinear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    NIFAttribution(model).fit(x)
+    trace(model, (x[:1],), layers=["2"])
+    norm = between(
+        lambda m, h: h * F.batch_norm(m.b.weight.T, None, None, training=True)[:, 0]
+    )
+    NIFAttribution(norm.eval()).fit(x)
+
+
 def test_statistics_of_each_sample_are_not():
     model = Net(
         lambda m, x: m.b(F.instance_norm(m.a(x)).flatten(1)),

@@ -123,6 +123,21 @@ def test_sequences_of_tokens():
         torch.testing.assert_close(drawn.computed["2"], model[2](read).mT.flatten(1))
 
 
+@pytest.mark.parametrize("preset", [None, "gradient_free"])
+def test_tokens_do_not_leak_into_each_other(preset):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3), nn.Flatten(), nn.Linear(15, 2)
+    )
+    nif = NIFAttribution(model.eval(), preset=preset, nodes="neuron")
+    weight = nif.fit(torch.randn(300, 5, 4)).population_graph().links[0].weight
+    # [tokens, features] in, [channels, tokens] out
+    linked = weight.to_dense().view(5, 4, 6, 5) != 0
+    own = torch.eye(5, dtype=torch.bool)[:, None, None, :].expand_as(linked)
+    assert not linked[~own].any()
+    assert linked[own].float().mean() > 0.9
+
+
 def test_values_are_drawn_from_the_background_node_by_node():
     x = torch.randn(500, 1).expand(-1, 3).clone()  # the same number thrice
     model = nn.Linear(3, 2)

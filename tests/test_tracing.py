@@ -1724,3 +1724,55 @@ def test_a_state_that_is_read_beside_the_sequence_has_no_place():
     assert "lstm" not in trace(both, (x,), nodes="neuron").positions
     alone = trace(Net(run, **parts, both=False), (x,), nodes="neuron")
     assert "lstm" in alone.positions
+
+
+CHANNELS_LAST = {
+    "tokens": (lambda m, x: m.d(m.a(x).mean(1)), (N, 5, 4), True),
+    "tokens by a recurrence": (lambda m, x: m.b(m.r(x)[0].mean(1)), (N, 5, 4), True),
+    "tokens by attention": (lambda m, x: m.d(m.t(x, x, x)[0]), (N, 5, 4), True),
+    "normalized tokens": (lambda m, x: m.d(m.a(x.softmax(-1))), (N, 5, 4), True),
+    "tokens in the order of time": (
+        lambda m, x: m.d(m.a(x.transpose(0, 1)).mean(0)),
+        (N, 5, 4),
+        True,
+    ),
+    "tokens by two layers": (
+        lambda m, x: m.d(m.a(x) + m.a(x).flip(1)),
+        (N, 5, 4),
+        True,
+    ),
+    "time by a convolution": (lambda m, x: m.c(x).mean(2), (N, 5, 4), False),
+    "tokens by a convolution": (lambda m, x: m.c(x.mT).mean(2), (N, 4, 5), True),
+    "mixed tokens": (lambda m, x: m.a(x.mT).mean(1), (N, 4, 5), False),
+    "tokens and mixed tokens": (
+        lambda m, x: m.a(x).mean(1) + m.a(x.mT).mean(1),
+        (N, 4, 4),
+        False,
+    ),
+    "image": (lambda m, x: m.i(x).mean((2, 3)), (N, 3, 4, 4), False),
+    "image, channels last": (
+        lambda m, x: m.i(x.permute(0, 3, 1, 2)).mean((2, 3)),
+        (N, 4, 4, 3),
+        True,
+    ),
+    "flat image": (lambda m, x: m.a(x.flatten(1)), (N, 1, 2, 2), False),
+    "vector": (lambda m, x: m.a(x), (N, 4), False),
+    "no layer": (lambda m, x: x.mean(1), (N, 5, 4), False),
+}
+
+
+@pytest.mark.parametrize("case", CHANNELS_LAST, ids=lambda c: c.replace(" ", "-"))
+def test_the_axis_of_the_features_of_an_input(case):
+    run, shape, last = CHANNELS_LAST[case]
+    model = Net(
+        run,
+        a=nn.Linear(4, 3),
+        b=nn.Linear(3, 2),
+        d=nn.Linear(4 if "attention" in case else 3, 2),
+        r=nn.GRU(4, 3, batch_first=True),
+        t=nn.MultiheadAttention(4, 2, batch_first=True),
+        c=nn.Conv1d(5, 3, 1),
+        i=nn.Conv2d(3, 2, 1),
+    )
+    found = trace(model.eval(), (torch.randn(shape),))
+    assert found.channels_last == ({"input"} if last else set())

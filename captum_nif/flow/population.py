@@ -39,6 +39,7 @@ class Population:
         dtypes (tuple of torch.dtype): of the model's inputs.
         shapes (tuple of torch.Size): of a sample of the model's inputs.
         positions (dict of int): see :class:`~captum_nif.Trace`.
+        channels_last (frozenset of str): see :class:`~captum_nif.Trace`.
         batches (list): the rows that ran through the model at a time, and the further
             arguments of that call.
         modules (list of str or Module, optional): what is a layer.
@@ -49,6 +50,7 @@ class Population:
     dtypes: tuple[torch.dtype, ...]
     shapes: tuple[torch.Size, ...] = ()
     positions: dict[str, int] = field(default_factory=dict)
+    channels_last: frozenset[str] = frozenset()
     batches: list[tuple[slice, tuple[Any, ...]]] = field(default_factory=list)
     modules: Modules = None
 
@@ -132,8 +134,16 @@ def run_population(
     names = list(traces[0].values)
     values = {name: torch.cat([x.values.pop(name) for x in traces]) for name in names}
     dtypes, shapes = zip(*((x.dtype, x.shape[1:]) for x in first), strict=True)
-    structure, positions = traces[0].structure, traces[0].positions
-    return Population(structure, values, dtypes, shapes, positions, ran, layers)
+    return Population(
+        traces[0].structure,
+        values,
+        dtypes,
+        shapes,
+        traces[0].positions,
+        traces[0].channels_last,
+        ran,
+        layers,
+    )
 
 
 def places(layer: Layer) -> int:

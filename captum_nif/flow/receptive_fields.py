@@ -25,7 +25,8 @@ def receptive_fields(
     """Which places of a layer's map depend on which places of the map that it reads.
 
     Found by changing one place at a time. A layer's map has a place for each element of
-    its shape beyond the first axis, the channels.
+    its shape beyond the first axis, the channels; an input of tokens one for each of
+    its elements, since they do not stand in the order of channels.
 
     Returns:
         dict of Tensor: bool, [places of the source, places of the target], by link;
@@ -37,10 +38,16 @@ def receptive_fields(
     batch, extra = population.batches[0]
     size = batch.stop - batch.start
     by_name = {layer.name: layer for layer in structure.layers}
-    sources = [by_name[name] for name in dict.fromkeys(a for a, _ in structure.links)]
-    most = max(places(layer) for layer in sources)
+    sources = dict.fromkeys(a for a, _ in structure.links)
+    place_of = {
+        name: _place_of(by_name[name], name in population.channels_last)
+        for name in sources
+    }
+    most = max(int(x.max()) + 1 for x in place_of.values())
     fields = {
-        (a, b): torch.zeros(places(by_name[a]), places(by_name[b]), dtype=torch.bool)
+        (a, b): torch.zeros(
+            int(place_of[a].max()) + 1, places(by_name[b]), dtype=torch.bool
+        )
         for a, b in structure.links
     }
     extremes = {
@@ -58,7 +65,7 @@ def receptive_fields(
         before = overridden.run(base, extra).values
         for start in range(0, most, size):
             values = {
-                name: _changed(by_name[name], x, other[name], start)
+                name: _changed(place_of[name], x, other[name], start)
                 if name in other
                 else x
                 for name, x in base.items()
@@ -71,7 +78,19 @@ def receptive_fields(
             for (_, b), field in fields.items():
                 rows = field[start : start + size]
                 rows |= moved[b][: len(rows)]
-    return {link: field for link, field in fields.items() if not field.all()}
+    return {
+        (a, b): field[place_of[a]] if a in population.channels_last else field
+        for (a, b), field in fields.items()
+        if not field.all()
+    }
+
+
+def _place_of(layer: Layer, channels_last: bool) -> Tensor:
+    """The place of each element of a layer's map, [elements]."""
+    elements = torch.arange(layer.size)
+    if channels_last:
+        return elements // layer.shape[-1]
+    return elements % places(layer)
 
 
 def _farthest(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -89,8 +108,7 @@ def _moved(layer: Layer, before: Tensor, after: Tensor) -> Tensor:
     return other.view(len(after), -1, places(layer)).any(1).cpu()
 
 
-def _changed(layer: Layer, base: Tensor, other: Tensor, start: int) -> Tensor:
+def _changed(place_of: Tensor, base: Tensor, other: Tensor, start: int) -> Tensor:
     """Row i has the values of ``other`` at place ``start`` + i, else of ``base``."""
-    at = torch.arange(base.shape[1], device=base.device) % places(layer)
     row = torch.arange(start, start + len(base), device=base.device)
-    return torch.where(at == row.unsqueeze(1), other, base)
+    return torch.where(place_of.to(base.device) == row.unsqueeze(1), other, base)

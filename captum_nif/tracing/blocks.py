@@ -41,12 +41,16 @@ class BlockRecord(Record):
         """The current version of a tensor, also if it was made outside."""
         node = super().known(x)
         if node is None and (outside := self._outer.known(x)) is not None:
-            node = _seen_from_inside(outside)
+            node = self._seen_from_inside(outside)
             self._current[x] = node
         return node
 
     def watch(
-        self, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+        self,
+        name: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        is_inside: bool,
     ) -> None:
         """Nothing: the outer record watches all calls."""
 
@@ -73,12 +77,12 @@ class BlockRecord(Record):
             for out, made in zip(call.outputs, labels, strict=True)
         ]
 
-
-def _seen_from_inside(node: Node) -> Node:
-    labels = node.labels
-    if labels is None:
-        return node
-    channels = labels.channels
-    if channels is None and labels.rows is not None:  # unknown ones agree with any
-        channels = torch.zeros((1,) * len(labels.shape), device=labels.rows.device)
-    return Node(replace(labels, channels=channels), refused=node.refused)
+    def _seen_from_inside(self, node: Node) -> Node:
+        """Unknown channels agree with any, and those of inputs are not known yet."""
+        labels = node.labels
+        if labels is None or labels.rows is None:
+            return node
+        channels = labels.channels
+        if channels is None or all(self.sources[i].call is None for i in node.sources):
+            channels = torch.zeros((1,) * len(labels.shape), device=labels.rows.device)
+        return Node(replace(labels, channels=channels), refused=node.refused)

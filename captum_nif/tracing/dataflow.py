@@ -3,13 +3,16 @@ r"""Read layers, links and node values off the record of a forward pass."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from captum_nif.graph.elements import Kind, Layer
+from captum_nif.tracing.layer_types import layer_type_of
+from captum_nif.tracing.layers import channel_axis
+from captum_nif.tracing.origins import Labels
 from captum_nif.tracing.record import ModuleCall, Node, Record, Source
 from captum_nif.tracing.refusals import no_layer, unfollowed
 
@@ -53,6 +56,8 @@ class Trace:
         calls (dict of ModuleCall): what was called for each layer, by name; without
             inputs, and without an output that is no layer's value.
         chance (tuple of str): what drew random numbers, if anything did.
+        channels_last (frozenset of str): the inputs whose features lie along the last
+            axis, as tokens have them: [T, D], and not [C, H, W].
     """
 
     structure: Structure
@@ -62,6 +67,7 @@ class Trace:
     results: dict[str, int] = field(default_factory=dict)
     calls: dict[str, ModuleCall] = field(default_factory=dict)
     chance: tuple[str, ...] = ()
+    channels_last: frozenset[str] = frozenset()
 
 
 class Dataflow:
@@ -205,7 +211,32 @@ class Dataflow:
             add("output", output.reshape(n, math.prod(shape)), "output", shape)
             link([self._end], "output")
         structure = Structure(tuple(layers), tuple(links))
-        return Trace(structure, values, positions, made, results, calls, self._chance)
+        last = frozenset(self._channels_last())
+        return Trace(
+            structure, values, positions, made, results, calls, self._chance, last
+        )
+
+    def _channels_last(self) -> Iterator[str]:
+        """Inputs of which all that is known to read them mixes the last axis."""
+        for source in (s for s in self._inputs if len(s.shape) > 1):
+            read = [
+                self._mixes_channels(reader, node.labels, source.shape[-1])
+                for reader in self.sources
+                for node in reader.reads
+                if node.sources == {source.index} and node.labels is not None
+            ]
+            if read and all(read):
+                yield source.name
+
+    def _mixes_channels(self, reader: Source, labels: Labels, count: int) -> bool:
+        """Whether a layer takes so many channels of what it reads for its features."""
+        assert reader.call is not None
+        module = self._held.module(reader.call.path)
+        layer_type = None if module is None else layer_type_of(module)
+        if module is None or layer_type is None:
+            return False
+        axis = layer_type.channel_axis(module, len(labels.shape))
+        return channel_axis(labels) == axis and labels.shape[axis] == count
 
     def _value(self, source: Source) -> tuple[Node, bool]:
         """The version that gives the values of a layer's nodes.

@@ -37,6 +37,13 @@ class ModelTensors:
         matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         return path if path and len(matrices) == 1 else parameter
 
+    def module(self, path: str) -> nn.Module | None:
+        """The module of a layer's path, None if it is a parameter's."""
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            return self.model if path == "model" else None
+
     def around(self, path: str) -> str:
         """The path of the innermost module with code of its own around another."""
         while "." in path:

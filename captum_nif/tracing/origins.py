@@ -147,11 +147,20 @@ def untraceable(shape: torch.Size, why: str, sources: Sources = NOTHING) -> Labe
 def batch_labels(x: Tensor, sources: Sources = NOTHING) -> Labels:
     """Labels of a model input: axis 0 is the sample.
 
-    Numbers of categories have no channel, floating inputs an unknown one.
+    Its channels are numbered along the last axis, to see whether what reads it takes
+    them for features; numbers of categories have none.
     """
     rows = torch.arange(1, x.shape[0] + 1, device=x.device, dtype=torch.float32)
-    none = None if x.is_floating_point() else torch.zeros((1,) * x.dim()).to(x.device)
-    return Labels(x.shape, on_axis(rows, 0, x.dim()), none, sources)
+    count = x.shape[-1] if x.is_floating_point() and x.dim() > 1 else 1
+    channels = torch.arange(1, count + 1, device=x.device, dtype=torch.float32)
+    if not x.is_floating_point():
+        channels = channels * 0
+    return Labels(
+        x.shape,
+        on_axis(rows, 0, x.dim()),
+        on_axis(channels, x.dim() - 1, x.dim()),
+        sources,
+    )
 
 
 def sample_axes(labels: Labels) -> list[int]:

@@ -346,6 +346,18 @@ def _multiplied(call: Call) -> list[Part]:
     return [product.labels(call.labels_of)]
 
 
+def _attended(call: Call) -> list[Part]:
+    """``flex_attention``: the result, and sums over keys for each query."""
+    heads = [call.get(i, name) for i, name in enumerate(("query", "key", "value"))]
+    plain = torch.nn.functional.scaled_dot_product_attention
+    product = product_of(Call(plain, heads, {}, call.labels_of, call.outputs))
+    assert product is not None
+    part = product.labels(call.labels_of)
+    rank = call.outputs[0].dim()
+    sums = each(along(part, [rank - 1]), lambda x: x.squeeze(-1))
+    return [part if out.dim() == rank else sums for out in call.outputs]
+
+
 _FAMILIES: dict[str, Callable[[Call], list[Part]]] = {
     **dict.fromkeys(MOVING, _moved),
     **dict.fromkeys(POINTWISE, _pointwise),
@@ -360,6 +372,7 @@ _FAMILIES: dict[str, Callable[[Call], list[Part]]] = {
     **dict.fromkeys(BATCHED, _batched),
     **dict.fromkeys(["embedding", "one_hot"], _looked_up),
     **dict.fromkeys(["scatter", *SCATTERING], _scattered),
+    "flex_attention": _attended,
     "view_as_complex": _complex_pairs,
     "view_as_real": _real_pairs,
     **dict.fromkeys(PRODUCTS, _multiplied),

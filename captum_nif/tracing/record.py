@@ -111,6 +111,7 @@ class Source:
         size (int): number of channels.
         reads (list of Node): the tensors that the call took.
         roots (list of Node): the tensors that it returned, the main one first.
+        shape (tuple of int): of a sample, for an input.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Source:
     size: int = 0
     reads: list[Node] = field(default_factory=list)
     roots: list[Node] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
 
 
 CONSTANT = Node()
@@ -178,7 +180,7 @@ class Record:
         for i, x in enumerate(inputs):
             name = "input" if len(inputs) == 1 else f"input{i}"
             root = Node(batch_labels(x, uniform([i])))
-            self.sources.append(Source(name, i, size=x[0].numel(), roots=[root]))
+            self.sources.append(Source(name, i, roots=[root], shape=x.shape[1:]))
             self.add(x, root)
 
     def node(self, x: Tensor) -> Node:
@@ -356,10 +358,24 @@ class Record:
             self.looked_up |= sources
 
     def watch(
-        self, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+        self,
+        name: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        is_inside: bool,
     ) -> None:
-        """Note a call that draws random numbers, refuse one that mixes samples."""
+        """Note a call that draws random numbers, refuse one that mixes samples.
+
+        Args:
+            name (str): of the function.
+            args (Sequence): its positional arguments.
+            kwargs (Mapping): its keyword arguments.
+            is_inside (bool): whether it is called inside a layer.
+        """
         mixes = takes_batch_statistics(name, args, kwargs)
+        if mixes:
+            data = args[0] if args else kwargs.get("input")
+            mixes = isinstance(data, Tensor) and self._holds_samples(data, is_inside)
         if not mixes and not draws(name, args, kwargs):
             return
         module, where = running_module(self.held.model)
@@ -367,6 +383,17 @@ class Record:
             raise batch_statistics_error(name, where)
         if not mixes or not is_stochastic(module):
             self.chance[f"`{name}` in {where}"] = None
+
+    def _holds_samples(self, x: Tensor, is_inside: bool) -> bool:
+        """Whether the first axis of a tensor that is normalized may count samples.
+
+        Weights are normalized by the same function, as one sample; inside a layer it is
+        not known what tensors are made of.
+        """
+        node = self.known(x)
+        if node is not None:
+            return not node.is_constant
+        return is_inside and (len(x) > 1 or self.batch == 1)
 
     def located(self, labels: list[Labels], parents: Sequence[Node]) -> list[Labels]:
         """Labels with the module whose code made its results untraceable."""

@@ -241,7 +241,7 @@ class Recorder(TorchFunctionMode):
         if name in MIXING_FUNCTIONS:
             self._mixed.append(name)
         if name in WATCHED:
-            self.record.watch(name, args, kwargs)
+            self.record.watch(name, args, kwargs, self._depth > 0)
         if self._depth:
             self._peek(tensors)
             return func(*args, **kwargs)

@@ -32,6 +32,16 @@ def no_layer(name: str, why: str, around: str = "") -> NotImplementedError:
     )
 
 
+def while_compiling() -> NotImplementedError:
+    """The model compiles functions as it runs."""
+    return NotImplementedError(
+        "The model compiles a function as it runs (by `torch.compile`, as "
+        "`flex_attention` does), which cannot be followed: call within "
+        '`with torch.compiler.set_stance("force_eager"):`, where it runs as it is '
+        "written."
+    )
+
+
 def _advice(why: str, around: str = "") -> str:
     named = re.search(r", in '([^']+)' \(\w+\)$", why)
     path = around or (named.group(1) if named else "")

@@ -33,6 +33,7 @@ from captum_nif.tracing.dataflow import Dataflow, Structure, Trace
 from captum_nif.tracing.layout import Arrangement
 from captum_nif.tracing.record import Node, Nodes, Record, Visit
 from captum_nif.tracing.recorder import LayerVisit, Recorder
+from captum_nif.tracing.refusals import while_compiling
 from captum_nif.tracing.replay import (
     Rehearsal,
     Replay,
@@ -271,7 +272,12 @@ def _followed(
 ) -> Dataflow:
     """Runs a model under a recorder; see :func:`trace`."""
     with Recorder(record, selection, on_layer):
-        output = explained_tensor(record.held.model(*copies, *constants))
+        try:
+            output = explained_tensor(record.held.model(*copies, *constants))
+        except Exception as error:
+            if type(error).__module__.startswith("torch._dynamo"):
+                raise while_compiling() from error
+            raise
     record.check_state()
     record.settle(output)
     dataflow = Dataflow(record, output)
