@@ -71,6 +71,7 @@ class Layer:
                 f"got {self.kind!r}"
             )
         # Frozen, so the normal forms are set past the dataclass's guard.
+        object.__setattr__(self, "name", str(self.name))
         object.__setattr__(self, "shape", self._checked_shape())
         object.__setattr__(self, "labels", self._checked_labels())
 
@@ -102,7 +103,8 @@ class Layer:
                 f"layer {self.name!r}: {len(labels)} labels for {self.size} nodes; "
                 "give one per node"
             )
-        return labels
+        # Subclasses, such as numpy's, are no strings to other programs.
+        return tuple(map(str, labels))
 
     def node_labels(self) -> tuple[str, ...]:
         r"""Names every node, by its label or else by its place in the layer.

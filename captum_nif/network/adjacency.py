@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from captum_nif.graph.elements import stored_values
 from captum_nif.graph.flow_graph import FlowGraph
 
 
@@ -66,11 +69,50 @@ def positive_adjacency(graph: FlowGraph) -> csr_array:
 
     Row u holds the connections that leave node u. Less than 0 is no flow: where a
     (pointwise) information is negative, the two nodes tell nothing about each other.
+    Extreme weights come scaled by a power of 2, which no analysis notices.
     """
     sources, targets, weights = entries(graph)
     kept, count = weights > 0, node_count(graph)
     places = (sources[kept], targets[kept])
-    return csr_array((weights[kept], places), shape=(count, count))
+    scaled = np.ldexp(weights[kept], -_excess(weights[kept].max(initial=0.0)))
+    return csr_array((scaled, places), shape=(count, count))
+
+
+def in_range(graph: FlowGraph) -> FlowGraph:
+    """A graph whose products and quotients of weights are sure to be numbers.
+
+    The weights into a layer are scaled by a power of 2 where the largest is so extreme
+    that squares overflow or vanish; shares of flow do not depend on that.
+    """
+    largest: dict[str, float] = {}
+    for link in graph.links:
+        values = stored_values(link.weight).detach().double().abs()
+        top = float(values.max()) if values.numel() else 0.0
+        largest[link.target] = max(largest.get(link.target, 0.0), top)
+    excess = {name: _excess(top) for name, top in largest.items()}
+    if not any(excess.values()):
+        return graph
+    links = [
+        replace(link, weight=_shifted(link.weight, -excess[link.target]))
+        for link in graph.links
+    ]
+    return FlowGraph(graph.layers, links, graph.unit)
+
+
+def _shifted(weight: Tensor, exponent: int) -> Tensor:
+    """A weight times a power of 2, which may be too large or small to be a number."""
+    half = exponent // 2
+    return weight.double() * 2.0**half * 2.0 ** (exponent - half)
+
+
+_MODERATE = 200
+"""Exponents of 2 up to which weights are taken as they are."""
+
+
+def _excess(largest: float) -> int:
+    """The power of 2 that brings a largest weight to about 1, if it is extreme."""
+    exponent = math.frexp(largest)[1]
+    return exponent if abs(exponent) > _MODERATE else 0
 
 
 def node_flows(graph: FlowGraph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_nif.graph.elements import Kind, Layer, Link
 from captum_nif.graph.flow_graph import FlowGraph
 from captum_nif.graph.path_sums import backward_sums, is_chain
-from captum_nif.network.adjacency import check_graph
+from captum_nif.network.adjacency import check_graph, in_range
 
 
 def flow_shares(graph: FlowGraph) -> dict[str, Tensor]:
@@ -47,6 +47,7 @@ def flow_shares(graph: FlowGraph) -> dict[str, Tensor]:
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
     check_graph(graph)
+    graph = in_range(graph)
     outputs = [layer for layer in graph.layers if layer.kind == "output"]
     ends = sum(layer.size for layer in outputs)
     shares = {
@@ -122,6 +123,7 @@ def paths_both_ways(graph: FlowGraph) -> tuple[dict[str, Tensor], dict[str, Tens
         from it to all outputs, float64, on the CPU.
     """
     check_graph(graph)
+    graph = in_range(graph)
     links = [Link(*x.ends, x.weight.detach().cpu().double().abs()) for x in graph.links]
     if not is_chain(links):
         links = FlowGraph(graph.layers, links).normalized("node").links
