@@ -51,7 +51,7 @@ def pmi_blocks(
     """See :func:`captum_nif.estimators.engine_plain.pmi_blocks`."""
     from captum_nif.estimators.kernels import triton_plane
 
-    roundoff = max(x.roundoff, y.roundoff)
+    roundoff = x.roundoff, y.roundoff
     tables = terms.joint, terms.margin
     # Few variables of y, so that many points fit, then as many variables of x as do.
     each = _BYTES * (x.references + 1)
