@@ -76,8 +76,9 @@ def _works(device: torch.device) -> bool:
 
     It fails in as many ways, and types of error, as there are drivers and compilers.
     """
-    x = torch.tensor([[0.0, 1.0], [1.0, 1.0], [3.0, 0.0]], device=device)
-    table = torch.arange(6, device=device).view(2, 3)
+    samples = [[0.0, 1.0], [1.0, 1.0], [3.0, 0.0]]
+    x = torch.tensor(samples, dtype=torch.float32, device=device)
+    table = torch.arange(6, dtype=torch.int64, device=device).view(2, 3)
     terms = Terms(table, table * 10)
     try:
         for scale in get_args(Marginals):
