@@ -112,12 +112,15 @@ class NIFAttribution(Attribution):
             layer do. ``"auto"``: None if every layer feeds just the next one, and on
             the scale of correlation, else ``"node"``.
             Default: ``"auto"``
-        preset (str, optional): ``"paper"`` for ``estimator=MixedKSG(formula="paper")``,
-            ``beta=5e-4`` and ``normalize=None``, the paper's settings. ``"faithful"``
-            for ``estimator=GaussianCopula(marginals="standard")``,
-            ``scale="correlation"``, ``nodes="neuron"`` and ``sampling="independent"``:
-            signed maps, on which deletion and insertion agree with the model best.
-            Options given besides take precedence.
+        preset (str, optional): A named choice of options. ``"faithful"`` for
+            ``sampling="hybrid"``: what the model does with a sample, by slopes averaged
+            over its own population; signed, in units of the target, exact in linear
+            networks, for models of any size. ``"gradient_free"`` for its counterpart
+            where there are no gradients: ``GaussianCopula(marginals="standard")``,
+            ``scale="correlation"``, ``nodes="neuron"``, ``sampling="independent"``.
+            ``"paper"`` for ``estimator=MixedKSG(formula="paper")``, ``beta=5e-4`` and
+            ``normalize=None``, the paper's settings. Options given besides take
+            precedence.
             Default: None
         scale (str, optional): Of the links. ``"nats"``: (pointwise) mutual information.
             ``"correlation"``: mutual information as Linfoot's correlation, with a sign;
@@ -133,11 +136,17 @@ class NIFAttribution(Attribution):
             values of the background. ``"independent"``: every layer gets values that
             are drawn from the background independently for each node, so that a link
             measures what a layer does rather than how its inputs depend on each other
-            (Eq. 3's redundancy is then 0 by construction).
+            (Eq. 3's redundancy is then 0 by construction). ``"hybrid"``: the slopes of
+            the model over hybrids of each sample and the background; the options that
+            are about information (``estimator``, ``relevance``, ``beta``,
+            ``normalize``, ``scale``, ``nodes``) do not apply.
             Default: ``"observed"``, or what the preset says
         draws (int, optional): Independent inputs that are drawn, at most: fewer where
             they would take more than 2 GiB. More take longer and make less noise.
             Default: 4096
+        hybrids (int, optional): Hybrids of each sample. More take longer and make less
+            noise.
+            Default: 16
         seed (int, optional): Of the draws. No global random state is used.
             Default: 0
 
@@ -257,12 +266,15 @@ class NIFAttribution(Attribution):
         basis = None if self._fitted is None else self._fitted[0]
         state = f"{basis.population.size} samples fitted" if basis else "not fitted"
         model = type(self.forward_func).__name__
-        return f"NIFAttribution({model}, {self.estimator!r}, {state})"
+        how = repr(self.estimator)
+        if self.sampling == "hybrid":
+            how = f"{self.hybrids} hybrids"
+        return f"NIFAttribution({model}, {how}, {state})"
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: attributions are no products with the input."""
-        return False
+        """Whether attributions are slopes times deviations: with hybrids they are."""
+        return self.sampling == "hybrid"
 
     def has_convergence_delta(self) -> bool:
         """False: attributions do not add up to a difference of outputs."""

@@ -48,11 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 SLOW = frozenset(
-    """test_ablation test_bench_estimators test_bench_network test_faithfulness
-    test_independence test_ks_comparison test_mine test_mixed_ksg_engines
-    test_mixed_ksg_gpu test_models test_network_real test_path_analysis test_readme
-    test_real_networks test_report test_sanity test_signal test_stored_values
-    test_trained test_tutorials test_uncertainty_benchmark""".split()
+    """test_ablation test_bench_estimators test_bench_network test_compile
+    test_faithfulness test_independence test_ks_comparison test_mine
+    test_mixed_ksg_engines test_mixed_ksg_gpu test_models test_network_real
+    test_path_analysis test_readme test_real_networks test_report test_sanity
+    test_signal test_stored_values test_trained test_tutorials
+    test_uncertainty_benchmark""".split()
 )
 """Test files that train networks, compile kernels, or run programs."""
 

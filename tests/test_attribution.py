@@ -773,3 +773,7 @@ def test_repr_tells_what_was_fitted():
     assert repr(nif).startswith("NIFAttribution(Linear, MixedKSG(k=3")
     assert repr(nif).endswith("not fitted)")
     assert repr(nif.fit(torch.randn(40, 4))).endswith("40 samples fitted)")
+    faithful = NIFAttribution(nn.Linear(4, 2).eval(), preset="faithful")
+    assert repr(faithful) == "NIFAttribution(Linear, 16 hybrids, not fitted)"
+    assert faithful.multiplies_by_inputs
+    assert not nif.multiplies_by_inputs

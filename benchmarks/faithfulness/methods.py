@@ -212,6 +212,7 @@ METHODS: dict[str, Method] = {
     "NIF": nif(),
     "NIF, paper": nif(preset="paper"),
     "NIF, faithful": nif(preset="faithful"),
+    "NIF, gradient free": nif(preset="gradient_free"),
     "IG, zero": integrated_gradients(mean_baseline=False),
     "IG, mean": integrated_gradients(mean_baseline=True),
     "GradientShap": gradient_shap(),
