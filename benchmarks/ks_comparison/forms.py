@@ -195,6 +195,8 @@ FORMS: dict[str, Form] = {
     "NIF paper, instances": mean_absolute("NIF, paper", "NIF", slow=True),
     "NIF faithful, matrix": matrix(absolute=True, preset="faithful"),
     "NIF faithful, instances": mean_absolute("NIF, faithful", "NIF"),
+    "NIF gradient free, matrix": matrix(absolute=True, preset="gradient_free"),
+    "NIF gradient free, instances": mean_absolute("NIF, gradient free", "NIF"),
     "IG": mean_absolute("IG, mean", "rival"),
     "KernelShap": mean_absolute("KernelShap", "rival"),
 }
