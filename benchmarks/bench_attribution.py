@@ -8,9 +8,10 @@ taking turns; times are medians of processor time. NIF's fit is counted apart. M
 what a call adds to the process at its peak, in a process of its own, and that process
 in all: libraries, model, NIF's fit and what it keeps of its background.
 
-The last of the networks, a ResNet-18 with random weights on 224 x 224 crops of
-photographs, shows what large inputs cost: 9.6 million links into its first layer. Its
-background is streamed, 25 images at a time.
+The last of the networks have random weights: a ResNet-18, a ResNet-50 and a ViT-Tiny on
+224 x 224 crops of photographs, and an encoder of 32 embedded tokens. They show what
+large inputs cost: 9.6 million links into a ResNet-18's first layer. Their background is
+streamed, 25 images at a time.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.data.datasets import load_digits, load_mnist
+from benchmarks.data.large import large_network
 from benchmarks.data.models import cnn, mlp, resnet18, train
 from benchmarks.data.photographs import PHOTOGRAPHS, load_photograph
 from benchmarks.data.published import load_network
 from benchmarks.report import Report, argument_parser
 from captum_nif import NIFAttribution
 
-TASKS = ("digits", "mnist", "resnet20", "resnet18")
+LARGE = ("resnet50", "vit_tiny", "bert")
+TASKS = ("digits", "mnist", "resnet20", "resnet18", *LARGE)
 FITTED: dict[str, dict[str, Any]] = {"NIF": {}, "NIF, faithful": {"preset": "faithful"}}
 """Options of the methods that are fitted on a background."""
 
@@ -130,8 +133,17 @@ def load_task(name: str, data_dir: str | None, seed: int, background: int) -> Ta
         # without the preset: for 190,000 neurons its draws are too few to mean anything
         methods = ("NIF", "IG", "KernelShap")
         return Task(name, model, patches[:background], patches[background:], methods)
+    if name == "bert":
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randn(background + SLOW_REPEATS, 32, 256, generator=generator)
+        model = large_network(name, seed)
+        parts = tokens[:background], tokens[background:]
+        return Task(name, model, *parts, ("NIF, faithful", "IG"), slow=True)
     crops = Crops(background, 224, 320, seed, data_dir)
     explained = torch.cat([*Crops(SLOW_REPEATS, 224, 320, seed + 1, data_dir)])
+    if name in LARGE:
+        model = large_network(name, seed)
+        return Task(name, model, crops, explained, ("NIF, faithful", "IG"), slow=True)
     model = resnet18(seed=seed)
     return Task(name, model, crops, explained, ("NIF", "IG"), slow=True)
 

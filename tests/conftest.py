@@ -47,6 +47,25 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["CAPTUM_NIF_DATA"] = str(folder)
 
 
+SLOW = frozenset(
+    """test_ablation test_bench_estimators test_bench_network test_faithfulness
+    test_independence test_ks_comparison test_mine test_mixed_ksg_engines
+    test_mixed_ksg_gpu test_models test_network_real test_path_analysis test_readme
+    test_real_networks test_report test_sanity test_signal test_stored_values
+    test_trained test_tutorials test_uncertainty_benchmark""".split()
+)
+"""Test files that train networks, compile kernels, or run programs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by what they need, so that ``-m "not slow"`` is fast."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The data folder; the test is skipped where there is none."""

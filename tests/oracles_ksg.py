@@ -56,21 +56,34 @@ def pmi_of_query(
     plane = [max(pair) for pair in zip(distance_x, distance_y, strict=True)]
     rho = sorted(plane)[k - 1]
 
-    tolerance = 0.0
-    if marginals != "normal":
-        size = max(abs(v) for v in qx) + max(abs(v) for v in qy)
-        tolerance = 8 * eps * (size + rho)
-    zero = rho <= tolerance
-
-    def closed(distances: list[float]) -> int:
-        return sum(d <= rho + tolerance for d in distances)
-
-    def strict(distances: list[float]) -> int:
-        return sum(d < rho - tolerance for d in distances)
+    # Each axis has rounding errors of its own. Rho is as uncertain as the axis along
+    # which it is the distance of some sample; the other axis must allow for that too.
+    error_x, error_y = (
+        0.0 if marginals == "normal" else 8 * eps * (max(abs(v) for v in q) + rho)
+        for q in (qx, qy)
+    )
+    near = [
+        pair for pair in zip(distance_x, distance_y, strict=True) if max(pair) == rho
+    ]
+    from_x, from_y = (any(pair[axis] == rho for pair in near) for axis in (0, 1))
+    near_x = error_x if from_x else error_x + error_y
+    near_y = error_y if from_y else error_x + error_y
+    zero = all(
+        rho <= error
+        for error, attains in ((error_x, from_x), (error_y, from_y))
+        if attains
+    )
 
     n = len(x) + 1
-    c_joint, c_x, c_y = closed(plane), closed(distance_x), closed(distance_y)
-    s_x, s_y = strict(distance_x), strict(distance_y)
+    c_joint = sum(
+        dx <= rho + near_x and dy <= rho + near_y
+        for dx, dy in zip(distance_x, distance_y, strict=True)
+    )
+    c_x = sum(d <= rho + near_x for d in distance_x)
+    c_y = sum(d <= rho + near_y for d in distance_y)
+    # Equal values are strictly inside, whatever the errors of others.
+    s_x = sum(d < rho - near_x or d == 0 for d in distance_x)
+    s_y = sum(d < rho - near_y or d == 0 for d in distance_y)
     if formula == "paper":
         near = digamma(c_joint if zero else k)
         return float(near + math.log(n) - math.log(c_x + 1) - math.log(c_y + 1))

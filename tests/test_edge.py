@@ -15,8 +15,30 @@ from torch import Tensor
 from captum_nif.estimators.cells import ensemble
 from captum_nif.estimators.edge import EDGE
 
-LATTICES = {1: [0], 2: [0, 1], 3: [0, 1, 2], 8: [0, 3, 6, 1, 4, 7, 2, 5]}
-"""Positions of the cells of y, for those of x in order."""
+
+def corners(a: float, b: float) -> list[tuple[float, float]]:
+    """A position of cells and its mirror images."""
+    return [(s, t) for s in (a, 1 - a) for t in (b, 1 - b)]
+
+
+POSITIONS = {
+    1: [(1 / 2, 1 / 2)],
+    2: [(1 / 4, 1 / 4), (3 / 4, 3 / 4)],
+    3: [(1 / 6, 1 / 6), (3 / 6, 3 / 6), (5 / 6, 5 / 6)],
+    4: corners(1 / 4, 1 / 4),
+    8: [*corners(1 / 8, 1 / 8), *corners(3 / 8, 3 / 8)],
+    12: [
+        *corners(1 / 12, 1 / 12),
+        *corners(3 / 12, 3 / 12),
+        *corners(5 / 12, 5 / 12),
+    ],
+    32: [
+        pair
+        for s, t in enumerate([0, 3, 6, 1, 4, 7, 2, 5])
+        for pair in corners((2 * s + 1) / 32, (2 * t + 1) / 32)
+    ],
+}
+"""Shifts of cells along x and y, in units of their width."""
 
 
 def cells(values: np.ndarray, width: float, shift: float) -> list[int]:
@@ -36,10 +58,10 @@ def estimate(x: np.ndarray, y: np.ndarray, edge: EDGE) -> list[float]:
     pmi = [0.0] * n
     for multiple, weight in ((1, 4 / 3), (2, -1 / 3)):
         width = multiple * edge.width * n ** (-1 / (2 * (a + 1)))
-        for s, t in enumerate(LATTICES[edge.shifts]):
-            boxes = [cells(v, width, (s + 0.5) / edge.shifts) for v in x.T]
+        for s, t in POSITIONS[edge.shifts]:
+            boxes = [cells(v, width, s) for v in x.T]
             of_x = list(zip(*boxes, strict=True))
-            of_y = cells(y, width, (t + 0.5) / edge.shifts)
+            of_y = cells(y, width, t)
             of_both = list(zip(of_x, of_y, strict=True))
             for i in range(n):
                 n_x, n_y = of_x.count(of_x[i]), of_y.count(of_y[i])
@@ -63,7 +85,7 @@ def close(actual: Tensor, wanted: Tensor) -> None:
 
 
 edges = st.builds(
-    EDGE, width=st.floats(0.3, 4), shifts=st.sampled_from(sorted(LATTICES))
+    EDGE, width=st.floats(0.3, 4), shifts=st.sampled_from(sorted(POSITIONS))
 )
 
 
@@ -89,24 +111,40 @@ def test_joint_is_the_definition_for_vectors(xy, edge):
     close(edge.joint(x, y)[:, 0], torch.tensor(wanted, dtype=torch.float64))
 
 
-@given(samples(least=5))
-def test_increasing_maps_change_nothing(xy):
+@given(samples(least=6), st.sampled_from([4, 8, 12]), st.floats(0.3, 4))
+def test_monotone_maps_change_nothing(xy, shifts, width):
     x, y = (v.double() for v in xy)
-    value = EDGE().pmi(x, y)
+    edge = EDGE(width, shifts)
+    query = x[:2], y[:2]
+    value, asked = edge.pmi(x, y), edge.pmi(x[2:], y[2:], query)
+    for of in (lambda v: 1000 * v, torch.exp, lambda v: -v, lambda v: -(v**3) - v):
+        assert torch.equal(edge.pmi(of(x), y), value)
+        assert torch.equal(edge.pmi(of(x[2:]), y[2:], (of(query[0]), query[1])), asked)
+
+
+@given(samples(least=6), st.sampled_from([1, 2, 3]))
+def test_increasing_maps_change_nothing_whatever_the_shifts(xy, shifts):
+    x, y = (v.double() for v in xy)
+    edge = EDGE(shifts=shifts)
     for stretched in (1000 * x, x.exp(), x**3 + x):
-        assert torch.equal(EDGE().pmi(stretched, y), value)
+        assert torch.equal(edge.pmi(stretched, y), edge.pmi(x, y))
 
 
-@given(st.integers(1, 30), st.integers(5, 60), st.floats(0.1, 4))
+@given(st.integers(1, 40), st.integers(5, 60), st.floats(0.1, 4))
 def test_cells_are_spread_evenly_and_alike_along_both_axes(shifts, points, width):
-    grids = ensemble(points, math.pi * width, shifts)  # no score is on a boundary
-    assert len(grids) == 2 * shifts
-    for few in (grids[:shifts], grids[shifts:]):
-        pairs = [(tuple(g.x[2:].tolist()), tuple(g.y[2:].tolist())) for g in few]
+    binnings = ensemble(points, math.pi * width, shifts)  # no score is on a boundary
+    assert len(binnings) == 2 * shifts
+    for few in (binnings[:shifts], binnings[shifts:]):
+        pairs = [(tuple(b.x[2:].tolist()), tuple(b.y[2:].tolist())) for b in few]
         assert sorted(pairs) == sorted((y, x) for x, y in pairs)
         cuts = {x for x, _ in pairs}
-        mirrored = {tuple(x[-1] - cell for cell in reversed(x)) for x in cuts}
-        assert cuts == mirrored
+        assert cuts == {mirror(cut) for cut in cuts}
+        if shifts % 4 == 0:  # along either axis by itself
+            assert sorted(pairs) == sorted((mirror(x), y) for x, y in pairs)
+
+
+def mirror(cut: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(cut[-1] - cell for cell in reversed(cut))
 
 
 def test_outermost_cells_hold_the_root_of_all_samples():

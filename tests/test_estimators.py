@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from test_mixed_ksg import BAD_SAMPLES, samples, some
 from torch import Tensor
 
-from captum_nif.estimators import PMIEstimator, Prepared
-from captum_nif.estimators.edge import EDGE
-from captum_nif.estimators.gaussian import GaussianCopula
+from captum_nif.estimators import (
+    EDGE,
+    MINE,
+    GaussianCopula,
+    MixedKSG,
+    PMIEstimator,
+    Prepared,
+)
+from captum_nif.estimators.cells import ensemble
+from captum_nif.estimators.mixed_ksg import _tabulated
+from captum_nif.estimators.normal_scores import normal_scores
 
 ESTIMATORS = [
     EDGE(),
@@ -165,6 +173,39 @@ def test_nothing_outside_changes_or_matters(estimator, rng_untouched):
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(estimator.mi(x, y), mi)
         assert torch.equal(estimator.pmi(x, y, query), pmi)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [*ESTIMATORS, MixedKSG(), MixedKSG(formula="paper"), MINE(8, steps=10, batch=16)],
+    ids=repr,
+)
+@pytest.mark.parametrize("setting", ["meta", torch.float16, torch.bfloat16])
+def test_settings_of_the_process_change_nothing_then_or_later(estimator, setting):
+    # As many samples as no other test has, so that tables are made under the setting.
+    n = 1301 + 2 * ["meta", torch.float16, torch.bfloat16].index(setting)
+    x, y = some(n, 2), some(n + 1, 1)[1:].relu()
+    queries = x[:3] + 0.1, y[:3]
+    dtype = torch.get_default_dtype()
+
+    def results() -> tuple[Tensor, ...]:
+        return estimator.mi(x, y), estimator.pmi(x, y, queries), estimator.joint(x, y)
+
+    if setting == "meta":
+        with torch.device("meta"):
+            under = results()
+    else:
+        torch.set_default_dtype(setting)
+        try:
+            under = results()
+        finally:
+            torch.set_default_dtype(dtype)
+    later = results()
+    for table in (normal_scores, ensemble, _tabulated):
+        table.cache_clear()
+    for first, second, fresh in zip(under, later, results(), strict=True):
+        assert torch.equal(first, fresh)
+        assert torch.equal(second, fresh)
 
 
 @every_estimator

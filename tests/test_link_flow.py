@@ -178,7 +178,8 @@ def test_the_population_graph_is_a_graph_for_every_view(name):
 
 def test_magnitudes_are_averaged_over_samples():
     model, background = NETWORKS["mlp"][0]().eval(), torch.randn(40, 4)
-    nif = NIFAttribution(model, preset="faithful").fit(background)
+    # of more hybrids, a population takes a quarter
+    nif = NIFAttribution(model, preset="faithful", hybrids=4).fit(background)
     population = nif.population_graph(target=2)
     samples = nif.sample_graphs(background, 2)
     for i, link in enumerate(population.links):

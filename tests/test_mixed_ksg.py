@@ -263,8 +263,58 @@ def test_distances_that_tie_but_for_rounding_tie(formula, marginals):
     pixels = levels.float() / 255
     for lattice in (pixels, levels / 255, levels * 0.1 + 7, -levels * 1e-30):
         close(ksg.pmi(lattice, lattice), exact)
-    if marginals == "raw":  # deviations closer than 1 % tie in half precision
-        close(ksg.pmi(pixels.half(), pixels.half()), exact)
+
+
+half_precision = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+
+
+@every_variant
+@half_precision
+def test_half_precision_means_its_values_widened(formula, marginals, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 3, generator=generator).to(dtype)
+    y = (x.float() + 0.5 * torch.randn(300, 3, generator=generator)).to(dtype)
+    y[:, 1] = y[:, 1].relu()
+    ksg = MixedKSG(4, formula, marginals)
+    query = x[:9] + 0.01, y[:9]
+    wide = query[0].double(), query[1].double()
+    assert torch.equal(ksg.mi(x, y), ksg.mi(x.double(), y.double()))
+    for of in (ksg.pmi, ksg.joint):
+        value = of(x[9:], y[9:], query)
+        assert torch.equal(value, of(x[9:].double(), y[9:].double(), wide))
+
+
+@pytest.mark.parametrize("formula", ["corrected", "paper"])
+@pytest.mark.parametrize("unit", [1e-12, 2.0**-24, 1e-6])
+def test_units_of_one_variable_do_not_blur_the_other(formula, unit):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 2, generator=generator)
+    y = torch.cat([x > 0, x + torch.randn(400, 2, generator=generator)], 1).float()
+    small, ksg = unit * x, MixedKSG(5, formula, "raw")
+    value = ksg.pmi(small, y)
+    # In single precision as in double, where rounding errors are out of the way,
+    assert torch.equal(value, ksg.pmi(small.double(), y.double()))
+    # and whichever is the small one.
+    assert torch.equal(value.mT, ksg.pmi(y, small))
+    # Beside a class, a variable has the same neighbors in every unit.
+    assert ksg.mi(small, y)[0, 0] > 0.4
+    of_powers = ksg.pmi(2.0**-60 * x, y)[..., :2]
+    assert torch.equal(ksg.pmi(2.0**-20 * x, y)[..., :2], of_powers)
+
+
+@pytest.mark.parametrize("formula", ["corrected", "paper"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_standardized_variables_have_no_unit(formula, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, generator=generator).to(dtype)
+    y = torch.cat([x > 0, x + torch.randn(300, 2, generator=generator)], 1).to(dtype)
+    ksg = MixedKSG(5, formula, "standard")
+    value = ksg.mi(x, y)
+    for unit in (2.0**-40, 2.0**40):
+        assert torch.equal(ksg.mi(unit * x, y), value)
+        assert torch.equal(ksg.mi(x, unit * y), value)
+    for unit in (1e-6, 1e6):  # rounds each value anew, which may move a neighbor
+        torch.testing.assert_close(ksg.mi(unit * x, y), value, rtol=0, atol=1e-3)
 
 
 # --------------------------------------------------------------------- analytic truths

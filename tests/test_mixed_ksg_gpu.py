@@ -259,10 +259,10 @@ def compiled(architecture: int, distances: str, block: int) -> set[str]:
         **dict.fromkeys(along, f"*{distances}"),
         **dict.fromkeys(("joint", "margin", "pmi"), "*i64"),
         **dict.fromkeys(integers, "i32"),
-        "roundoff": "constexpr",
-        "block": "constexpr",
+        **dict.fromkeys(("roundoff_x", "roundoff_y", "block"), "constexpr"),
     }
-    values = {"roundoff": 0 if distances == "i32" else 2.0**-49, "block": block}
+    roundoff = 0 if distances == "i32" else 2.0**-49
+    values = {"roundoff_x": roundoff, "roundoff_y": roundoff, "block": block}
     source = ASTSource(triton_plane._solve, signature, values)
     return set(triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm)
 

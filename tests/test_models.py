@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks.data.datasets import load_digits, load_iris, load_mnist
+from benchmarks.data.large import large_network
 from benchmarks.data.models import accuracy, chain, cnn, mlp, resnet18, train
 from benchmarks.data.photographs import load_photograph
 from benchmarks.data.published import NETWORKS, load_network
@@ -195,3 +196,20 @@ def test_corrupt_weights_are_refused(tmp_path, data_dir):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"titanic_model\.pt is cut, corrupt"):
         load_network("titanic", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "shape"),
+    [
+        ("resnet50", 25_557_032, (3, 224, 224)),  # as torchvision's
+        ("vit_tiny", 5_717_416, (3, 224, 224)),  # as timm's
+        ("bert", 3_356_930, (32, 256)),
+    ],
+)
+def test_large_networks_have_their_sizes(name, parameters, shape, rng_untouched):
+    with rng_untouched():
+        model = large_network(name)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    with torch.no_grad():
+        assert model(torch.randn(1, *shape)).shape == (1, 2 if name == "bert" else 1000)
+    assert not any(m.training for m in model.modules())

@@ -68,29 +68,45 @@ class Binning:
 def ensemble(points: int, width: float, shifts: int) -> tuple[Binning, ...]:
     """Binnings of two widths, in several positions, whose PMI add up to the estimate.
 
-    Positions of x and of y form a lattice, (s, m s mod S) for s = 0, ..., S - 1. With
-    m^2 = 1 mod S, x and y can change roles.
-
     Args:
         points (int): number of points P that are ranked together.
         width (float): of the narrowest cells, in normal scores.
         shifts (int): number S of positions.
     """
-    roots = [m for m in range(1, shifts + 1) if (m * m - 1) % shifts == 0]
-    multiplier = min(roots, key=lambda m: abs(m - 0.38 * shifts))  # golden section
     counts = torch.arange(points + 1, dtype=torch.float64, device="cpu")
     psi = torch.digamma(counts.clamp(min=1))
     binnings = []
     for multiple, weight in _ENSEMBLE:
-        cuts = [
-            _cut(points, multiple * width, (shift + 0.5) / shifts)
-            for shift in range(shifts)
-        ]
         terms = fixed_point(psi * (weight / shifts))
-        for shift in range(shifts):
-            other = multiplier * shift % shifts
-            binnings.append(Binning(cuts[shift], cuts[other], terms))
+        pairs, levels = _positions(shifts)
+        cuts = [
+            _cut(points, multiple * width, (level + 0.5) / levels)
+            for level in range((levels + 1) // 2)
+        ]
+        cuts += [_mirrored(cut) for cut in reversed(cuts[: levels // 2])]
+        binnings += [Binning(cuts[i], cuts[j], terms) for i, j in pairs]
     return tuple(binnings)
+
+
+def _positions(shifts: int) -> tuple[list[tuple[int, int]], int]:
+    """Levels of x and of y for each of S positions, and the number of levels L.
+
+    Level i shifts cells by (i + 1/2) / L. The levels form a lattice, (s, m s mod n) for
+    s = 0, ..., n - 1; with m^2 = 1 mod n, x and y can change roles. If S is a multiple
+    of 4, it fills a quarter of the plane, which is mirrored along both axes: then signs
+    do not matter. Else it fills the plane.
+    """
+    size = shifts // 4 if shifts % 4 == 0 else shifts
+    roots = [m for m in range(1, size + 1) if (m * m - 1) % size == 0]
+    multiplier = min(roots, key=lambda m: abs(m - 0.38 * size))  # golden section
+    lattice = [(s, multiplier * s % size) for s in range(size)]
+    if size == shifts:
+        return lattice, size
+    last = 2 * size - 1
+    mirrored = [
+        (i, j) for s, t in lattice for i, j in product((s, last - s), (t, last - t))
+    ]
+    return mirrored, 2 * size
 
 
 def _cut(points: int, width: float, shift: float) -> Tensor:
@@ -100,12 +116,16 @@ def _cut(points: int, width: float, shift: float) -> Tensor:
     of two independent variables, even these then share a point by chance.
     """
     scores = normal_scores(points)[2:].double() / 2**SCORE_BITS
-    limit = -torch.special.ndtri(
-        torch.tensor(points, dtype=torch.float64, device="cpu") ** -0.5
-    )
+    share = torch.tensor(points, dtype=torch.float64, device="cpu") ** -0.5
+    limit = -torch.special.ndtri(share)
     cells = torch.floor(scores.clamp(-limit, limit) / width + shift)
     numbered = (cells.diff() > 0).cumsum(0)
     return torch.cat([numbered.new_zeros(3), numbered]).int()
+
+
+def _mirrored(cut: Tensor) -> Tensor:
+    """The cells of ranks counted from the other end."""
+    return torch.cat([cut[:2], cut[-1] - cut[2:].flip(0)])
 
 
 @dataclass(frozen=True)

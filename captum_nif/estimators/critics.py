@@ -105,6 +105,7 @@ class Trained:
 def _own_mode(device: torch.device) -> Iterator[None]:
     """Gradients in full precision, whatever the caller has switched off or on."""
     with (
+        device,  # where the optimizer keeps its state
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),

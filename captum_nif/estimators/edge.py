@@ -51,8 +51,9 @@ class EDGE(Estimator):
     :math:`(4\,\mathrm{PMI}_\epsilon - \mathrm{PMI}_{2\epsilon}) / 3`.
 
     Every sample counts itself, and a query counts as sample N + 1: that is what makes
-    values finite, without clipping. Increasing maps of a variable change nothing. There
-    is no randomness: shifts are regular. Results are the same to the last bit for a
+    values finite, without clipping. Monotone maps of a variable change nothing (if
+    ``shifts`` is no multiple of 4, increasing maps). There is no randomness: shifts are
+    regular. Results are the same to the last bit for a
     pair alone or among many.
 
     The joint cell of a vector is the box made of the cells of its a components, of
@@ -83,8 +84,8 @@ class EDGE(Estimator):
             wide ones are less noisy.
             Default: 2.0
         shifts (int, optional): Number of positions of the cells that are averaged
-            over, in proportion to which time grows. Shifts of x and y are spread over
-            the plane best if it is a multiple of 4.
+            over, in proportion to which time grows. If it is a multiple of 4, the sign
+            of a variable does not matter.
             Default: 8
 
     Raises:

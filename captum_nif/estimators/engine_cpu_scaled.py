@@ -40,7 +40,6 @@ def pmi_blocks(
     from captum_nif.estimators.kernels import scaled
 
     tables = terms.joint.numpy(), terms.margin.numpy()
-    roundoff = max(x.roundoff, y.roundoff)
     all_rows, own = slice(0, x.count), int(x.are_samples)
     side = block_side(_BYTES * x.count, _SIDE)
     for columns_y in blocks(y.size, side):
@@ -52,7 +51,9 @@ def pmi_blocks(
             along_y: ScaledAxis = along_y,
         ) -> PMIBlock:
             along_x = _axis(x, columns_x)
-            pmi = scaled.pointwise(along_x, along_y, own, k, roundoff, *tables)
+            pmi = scaled.pointwise(
+                along_x, along_y, own, k, x.roundoff, y.roundoff, *tables
+            )
             return all_rows, columns_x, columns_y, torch.from_numpy(pmi)
 
         yield from in_threads(work, blocks(x.size, side))

@@ -51,7 +51,7 @@ def pmi_blocks(
     """See :func:`captum_nif.estimators.engine_plain.pmi_blocks`."""
     from captum_nif.estimators.kernels import triton_plane
 
-    roundoff = max(x.roundoff, y.roundoff)
+    roundoff = x.roundoff, y.roundoff
     tables = terms.joint, terms.margin
     # Few variables of y, so that many points fit, then as many variables of x as do.
     each = _BYTES * (x.references + 1)
@@ -76,8 +76,9 @@ def _works(device: torch.device) -> bool:
 
     It fails in as many ways, and types of error, as there are drivers and compilers.
     """
-    x = torch.tensor([[0.0, 1.0], [1.0, 1.0], [3.0, 0.0]], device=device)
-    table = torch.arange(6, device=device).view(2, 3)
+    samples = [[0.0, 1.0], [1.0, 1.0], [3.0, 0.0]]
+    x = torch.tensor(samples, dtype=torch.float32, device=device)
+    table = torch.arange(6, dtype=torch.int64, device=device).view(2, 3)
     terms = Terms(table, table * 10)
     try:
         for scale in get_args(Marginals):

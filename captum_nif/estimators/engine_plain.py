@@ -8,12 +8,13 @@ bit. It holds all distances of a block of points in a block of planes at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from captum_nif._blocks import block_length, blocks
-from captum_nif.estimators.marginals import QueryPoints
+from captum_nif.estimators.marginals import LEAST_DISTANCE, QueryPoints
 from captum_nif.estimators.terms import PMIBlock, SumBlock, Terms
 
 _SIDE = 32
@@ -75,26 +76,66 @@ class _Distances:
 
 def _pmi(x: _Distances, y: _Distances, k: int, terms: Terms) -> Tensor:
     """PMI of a block of points for a block of pairs, [points, x, y]."""
-    plane = torch.maximum(x.distances[:, :, None], y.distances[:, None])
-    rho = plane.topk(k, largest=False).values[..., -1]
-    tolerance = _tolerance(x, y, rho)
-    inside, reach = rho - tolerance, rho + tolerance
-    coincide = rho <= tolerance
+    along_x, along_y = x.distances[:, :, None], y.distances[:, None]
+    rho = torch.maximum(along_x, along_y).topk(k, largest=False).values[..., -1]
+    near = _Radius.of(x, y, along_x, along_y, rho)
+    inside_x, reach_x = near.bounds(rho, near.tolerance_x)
+    inside_y, reach_y = near.bounds(rho, near.tolerance_y)
 
     def margin(strict: Tensor, closed: Tensor) -> Tensor:
-        edge = (closed > strict) & ~coincide
+        edge = (closed > strict) & ~near.is_zero
         return terms.margin[edge.long(), closed]
 
-    c_joint = (plane <= reach[..., None]).sum(-1)
-    joint = terms.joint[coincide.long(), c_joint]
-    strict_x, closed_x = x.counts(inside, reach)
-    strict_y, closed_y = y.counts(inside.mT, reach.mT)
+    within = (along_x <= reach_x[..., None]) & (along_y <= reach_y[..., None])
+    joint = terms.joint[near.is_zero.long(), within.sum(-1)]
+    strict_x, closed_x = x.counts(inside_x, reach_x)
+    strict_y, closed_y = y.counts(inside_y.mT, reach_y.mT)
     return joint - margin(strict_x, closed_x) - margin(strict_y.mT, closed_y.mT)
 
 
-def _tolerance(x: _Distances, y: _Distances, rho: Tensor) -> Tensor | int:
-    """How much distances of about rho may differ by rounding alone; 0 if exact."""
-    roundoff = max(x.roundoff, y.roundoff)
-    if roundoff == 0:
-        return 0
-    return roundoff * (x.magnitudes[:, :, None] + y.magnitudes[:, None] + rho)
+class _Radius(NamedTuple):
+    """How far distances along either axis may be from rho by rounding alone.
+
+    Attributes:
+        tolerance_x (Tensor): along x, [points, x, y]; 0 if distances are exact.
+        tolerance_y (Tensor): along y.
+        is_zero (Tensor): whether rho itself is 0 but for rounding.
+    """
+
+    tolerance_x: Tensor | int
+    tolerance_y: Tensor | int
+    is_zero: Tensor
+
+    @staticmethod
+    def bounds(rho: Tensor, tolerance: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Distances are inside rho below the first, and within it up to the second.
+
+        Equal values are inside, whatever the tolerance.
+        """
+        if isinstance(tolerance, int):
+            return rho, rho
+        return (rho - tolerance).clamp(min=LEAST_DISTANCE), rho + tolerance
+
+    @classmethod
+    def of(
+        cls, x: _Distances, y: _Distances, along_x: Tensor, along_y: Tensor, rho: Tensor
+    ) -> _Radius:
+        """The radius rho of the k-th nearest sample in the plane, [points, x, y].
+
+        Rho is a distance along x, along y, or along both, and as uncertain as that. The
+        axis that attains it compares like with like; the other allows for both errors.
+        Units of one axis thus do not blur the other.
+        """
+        if x.roundoff == y.roundoff == 0:
+            return cls(0, 0, rho == 0)
+        here = rho[..., None]
+        from_x = ((along_x == here) & (along_y <= here)).any(-1)
+        from_y = ((along_y == here) & (along_x <= here)).any(-1)
+        error_x = x.roundoff * (x.magnitudes[:, :, None] + rho)
+        error_y = y.roundoff * (y.magnitudes[:, None] + rho)
+        both = error_x + error_y
+        return cls(
+            torch.where(from_x, error_x, both),
+            torch.where(from_y, error_y, both),
+            (~from_x | (rho <= error_x)) & (~from_y | (rho <= error_y)),
+        )

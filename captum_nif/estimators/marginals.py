@@ -40,6 +40,9 @@ storing each value, the rest for the arithmetic that made it (a division by 255,
 and for the standard deviation.
 """
 
+LEAST_DISTANCE = torch.finfo(torch.float64).tiny
+"""Values less than this apart are equal, whatever the rounding errors of others."""
+
 _HALF_WORD = 1 << 31
 """Steps in a fraction, and again in a step: sums of either fit into int64."""
 
@@ -271,6 +274,15 @@ class ScaledVariables(Variables):
         self.dtype, self.device = x.dtype, x.device
         self.values = _widened(x)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype to whose rounding values are known.
+
+        Half precision is coarse rather than uncertain: its values are taken as exact.
+        """
+        is_half = self.dtype.itemsize < 4
+        return torch.float64 if is_half else self.dtype
+
     def leave_one_out(self) -> QueryPoints:
         """Each sample, on the scale of all N, as a point among the other N - 1."""
         return ScaledPoints(self, None)
@@ -290,7 +302,7 @@ class ScaledPoints(QueryPoints):
     """
 
     def __init__(self, variables: ScaledVariables, query: Tensor | None) -> None:
-        self.roundoff = _ROUNDINGS * torch.finfo(variables.dtype).eps
+        self.roundoff = _ROUNDINGS * torch.finfo(variables.precision).eps
         self.values = variables.values
         self.points = self.values if query is None else query
         self.are_samples = query is None

@@ -261,7 +261,7 @@ def _tabulated(formula: Formula, k: int, others: int) -> Terms:
     closed count c equals the strict count s, so max(c, s + 1) is c + 1: in both cases
     the next count's digamma applies. Elsewhere c >= s + 1.
     """
-    counts = torch.arange(others + 1, dtype=torch.float64)
+    counts = torch.arange(others + 1, dtype=torch.float64, device="cpu")
     if formula == "corrected":
         psi = torch.digamma(counts.clamp(min=1))  # no case asks for psi(0)
         psi_of_next = torch.digamma(counts + 1)
@@ -269,7 +269,7 @@ def _tabulated(formula: Formula, k: int, others: int) -> Terms:
         constant = psi_of_next[-1]
     else:
         coinciding = torch.digamma(counts.clamp(min=1))
-        psi_of_k = torch.digamma(torch.tensor(float(k), dtype=torch.float64))
+        psi_of_k = torch.digamma(counts.new_tensor(k))
         joint = (psi_of_k.expand_as(counts), coinciding)
         margin = (torch.log1p(counts), torch.log1p(counts))
         constant = torch.log1p(counts[-1])

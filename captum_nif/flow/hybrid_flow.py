@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -77,7 +77,17 @@ class HybridFlow:
 
     @cached_property
     def hybrids(self) -> Hybrids:
-        """How hybrids are made; all elements of a feature group are taken together."""
+        """How the hybrids of a sample that is explained are made."""
+        return self._drawn(self.options.hybrids)
+
+    @cached_property
+    def population_hybrids(self) -> Hybrids:
+        """How those are made of samples that are averaged over: a quarter as many."""
+        count = self.options.hybrids
+        return self._drawn(min(count, max(count // 4, 4)))
+
+    def _drawn(self, count: int) -> Hybrids:
+        """So many hybrids; all elements of a feature group are taken together."""
         features: list[Tensor | None] = []
         for layer, rows in zip(self.backdrop.inputs, self.backdrop.rows, strict=True):
             group = self.groups.get(layer.name)
@@ -85,9 +95,7 @@ class HybridFlow:
             is_variable = rows.is_floating_point()
             features.append(members.view(rows.shape[1:]) if is_variable else None)
         available = len(self.backdrop.rows[0])
-        return draw_hybrids(
-            self.options.hybrids, available, features, self.options.seed
-        )
+        return draw_hybrids(count, available, features, self.options.seed)
 
     @property
     def is_chain(self) -> bool:
@@ -106,11 +114,11 @@ class HybridFlow:
             advance()
 
     def steps(self, query: HybridQuery | None) -> int:
-        """How often ``advance`` is called for these queries."""
+        """How often ``advance`` is called for these queries, at most."""
         if query is None:
             return len(self.links)
         return math.ceil(
-            len(query.samples[0]) / max(1, query.size // self.options.hybrids)
+            len(query.samples[0]) / max(1, query.size // self.hybrids.count)
         )
 
     def attributions(
@@ -192,24 +200,31 @@ class HybridFlow:
         Returns:
             Tensor: float64, [features, nodes of ``end``].
         """
-        return self._matrices(end, 1, advance).mean(1)[0]
+        return self._matrix(end, 1, advance)[0]
 
     def matrix_standard_error(
         self, end: str, advance: Advance = ignore_progress
     ) -> Tensor:
         """Standard error of the matrix, over samples and hybrids; of its shape."""
-        groups = self._noise_groups()
-        samples = self._matrices(end, 1, advance)[0]
-        hybrids = self._matrices(end, groups, advance).mean(1)
-        over_samples = samples.var(0) / len(samples)
-        return (over_samples + hybrids.var(0) / groups).sqrt()
+        groups = _noise_groups(self.population_hybrids)
+        _, over_samples, over_groups = self._matrix(end, groups, advance)
+        count = len(self.backdrop.kept)
+        return (over_samples / count + over_groups / groups).sqrt()
 
-    def _matrices(self, end: str, groups: int, advance: Advance) -> Tensor:
-        """Matrices of each sample, by group, [groups, S, features, nodes of end]."""
+    def _matrix(
+        self, end: str, groups: int, advance: Advance
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Slopes in standard deviations of features, [features, nodes of end].
+
+        Their mean over samples, their variance between samples, and that of the mean
+        between groups of hybrids.
+        """
         size = self.backdrop.structure.layer(end).size
-        deviations = [x.double().std(0) for x in self.backdrop.rows]
-        blocks = []
-        for _, samples, run in self._runs(self.own_query, end):
+        deviations = [_variance(x).sqrt() for x in self.backdrop.rows]
+        sums = squares = torch.zeros(())
+        for _, samples, run in self._runs(
+            self.own_query, end, hybrids=self.population_hybrids
+        ):
             columns = []
             for node in range(size):
                 nodes = torch.full((len(samples[0]),), node)
@@ -221,9 +236,16 @@ class HybridFlow:
                     )
                 ]
                 columns.append(torch.cat(parts, -1))
-            blocks.append(torch.stack(columns, -1))
+            matrices = torch.stack(columns, -1)  # [groups, S, features, nodes]
+            sums = sums.to(matrices.device) + matrices.sum(1)
+            squares = squares.to(matrices.device) + matrices.mean(0).square().sum(0)
             advance()
-        return torch.cat(blocks, 1)
+        count = len(self.backdrop.kept)
+        by_group = sums / count
+        mean = by_group.mean(0)
+        between = (squares / count - mean.square()).clamp(min=0)
+        spread = by_group.var(0) if groups > 1 else torch.zeros_like(mean)
+        return mean, between * count / max(count - 1, 1), spread
 
     def standard_errors(
         self, question: Question, advance: Advance = ignore_progress
@@ -238,7 +260,7 @@ class HybridFlow:
             list of Tensor: float64, [S, elements], by input.
         """
         query, end, nodes, _ = question
-        groups = self._noise_groups()
+        groups = _noise_groups(self.hybrids)
         names = [layer.name for layer in self.backdrop.inputs]
         errors: dict[str, list[Tensor]] = {name: [] for name in names}
         for part, samples, run in self._runs(query, end):
@@ -252,24 +274,13 @@ class HybridFlow:
                 strict=True,
             ):
                 flow = self._grouped(name, _flat((x.double() - mean) * slope, 2))
-                of_mean = rows.double().var(0) / self.backdrop.size
+                of_mean = _variance(rows) / self.backdrop.size
                 shift = self._grouped(
                     name, _flat(of_mean * slope.double().mean(0).square(), 1)
                 )
                 errors[name].append((flow.var(0) / groups + shift).sqrt())
             advance()
         return [torch.cat(x) for x in errors.values()]
-
-    def _noise_groups(self) -> int:
-        """How many groups of hybrids tell of their noise."""
-        m = self.options.hybrids
-        groups = next((g for g in GROUPS if m % g == 0), 0)
-        if not groups:
-            raise ValueError(
-                f"`hybrids` = {m} cannot be split into groups of equal size, whose "
-                "scatter gives a standard error: choose a multiple of 4."
-            )
-        return groups
 
     def with_pvalues(
         self,
@@ -294,14 +305,14 @@ class HybridFlow:
             advance (Callable): called once per block of samples.
         """
         sums: dict[tuple[str, str], Tensor] = {}
-        for samples, extra in self._parts(self.own_query):
-            run = self._link_pass(samples, extra)
+        for _, run in self._link_passes(self.own_query, self.population_hybrids):
             nodes = run.largest(end)
             if node is not None:
                 nodes = torch.full_like(nodes, node)
             for ends, flow in run.flows(end, nodes, signed=False).items():
                 flow = self._by_feature(ends[0], flow)
                 sums[ends] = sums[ends] + flow if ends in sums else flow
+            del run  # before the next one takes as much memory
             advance()
         count = len(self.backdrop.kept)
         return self._graph(end, {ends: x / count for ends, x in sums.items()})
@@ -321,34 +332,31 @@ class HybridFlow:
             nodes (Tensor or None): its node for each sample, [S]; None for the largest.
             advance (Callable): called once per block of samples.
         """
-        graphs, done = [], 0
-        for samples, extra in self._parts(query):
-            run = self._link_pass(samples, extra)
-            count = len(samples[0])
-            chosen = run.largest(end) if nodes is None else nodes[done : done + count]
+        graphs = []
+        for part, run in self._link_passes(query, self.hybrids):
+            chosen = run.largest(end) if nodes is None else nodes[part]
             flows = run.flows(end, chosen, signed=True)
-            for i in range(count):
+            for i in range(len(chosen)):
                 own = {
                     ends: self._by_feature(ends[0], x[i]) for ends, x in flows.items()
                 }
                 graphs.append(self._graph(end, own))
-            done += count
+            del run  # before the next one takes as much memory
             advance()
         return graphs
 
-    def _parts(
-        self, query: HybridQuery
-    ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Any, ...]]]:
-        for _, samples, extra in passes(
-            query.samples, query.extra, self.hybrids, query.size
+    def _link_passes(
+        self, query: HybridQuery, hybrids: Hybrids
+    ) -> Iterator[tuple[slice, LinkPass]]:
+        for part, samples, extra in passes(
+            query.samples, query.extra, hybrids, query.size
         ):
-            yield samples, extra
-
-    def _link_pass(
-        self, samples: tuple[Tensor, ...], extra: tuple[Any, ...]
-    ) -> LinkPass:
-        layers = self.options.layers
-        return LinkPass(self.model, layers, self.backdrop, self.hybrids, samples, extra)
+            layers, backdrop = self.options.layers, self.backdrop
+            # not held by a name here, so that it is freed before the next is made
+            yield (
+                part,
+                LinkPass(self.model, layers, backdrop, hybrids, samples, extra),
+            )
 
     def _by_feature(self, source: str, flow: Tensor) -> Tensor:
         """Flow from elements of an input, [elements, nodes], added up by feature."""
@@ -414,7 +422,8 @@ class HybridFlow:
         """
         totals: dict[str, Tensor] = {}
         end = self.backdrop.structure.output.name
-        for _, samples, run in self._runs(query, end, with_samples=True):
+        hybrids = self.population_hybrids
+        for _, samples, run in self._runs(query, end, True, hybrids):
             count = len(samples[0])
             output = run.output[-count:].detach().double()
             most = min(output.shape[1], MOST_CLASSES)
@@ -452,25 +461,19 @@ class HybridFlow:
         return flows
 
     def _runs(
-        self, query: HybridQuery, end: str, with_samples: bool = False
+        self,
+        query: HybridQuery,
+        end: str,
+        with_samples: bool = False,
+        hybrids: Hybrids | None = None,
     ) -> Iterator[tuple[slice, tuple[Tensor, ...], HybridPass]]:
+        hybrids = hybrids or self.hybrids
+        of_model = self.model, self.options.layers, self.backdrop, hybrids
         for part, samples, extra in passes(
-            query.samples, query.extra, self.hybrids, query.size
+            query.samples, query.extra, hybrids, query.size
         ):
-            yield (
-                part,
-                samples,
-                HybridPass(
-                    self.model,
-                    self.options.layers,
-                    self.backdrop,
-                    self.hybrids,
-                    samples,
-                    extra,
-                    end,
-                    with_samples,
-                ),
-            )
+            run = partial(HybridPass, *of_model, samples, extra, end, with_samples)
+            yield part, samples, run()
 
     def _features(self, name: str, flow: Tensor) -> Tensor:
         """Flow of elements, [..., elements], added up by feature."""
@@ -484,6 +487,22 @@ class HybridFlow:
         """Each element gets the flow of its feature, [..., elements]."""
         group = self.groups.get(name)
         return flow if group is None else group.spread(self._features(name, flow))
+
+
+def _noise_groups(hybrids: Hybrids) -> int:
+    """How many groups of hybrids tell of their noise."""
+    groups = next((g for g in GROUPS if hybrids.count % g == 0), 0)
+    if not groups:
+        raise ValueError(
+            f"{hybrids.count} hybrids cannot be split into groups of equal size, whose "
+            "scatter gives a standard error: let `hybrids` be a multiple of 4."
+        )
+    return groups
+
+
+def _variance(rows: Tensor) -> Tensor:
+    """Of each element over rows of the background; 0 of a single row."""
+    return rows.double().var(0, correction=min(len(rows) - 1, 1))
 
 
 def _flat(x: Tensor, axes: int) -> Tensor:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from captum_nif._compile import Int, kernel, routine
 from captum_nif.estimators.kernels.grid import LongArray
+from captum_nif.estimators.marginals import LEAST_DISTANCE
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +43,8 @@ def pointwise(
     y: ScaledAxis,
     own: Int,
     k: Int,
-    roundoff: float,
+    roundoff_x: float,
+    roundoff_y: float,
     joint: LongArray,
     margin: LongArray,
 ) -> LongArray:
@@ -54,7 +56,8 @@ def pointwise(
         y: and of y.
         own: 1 if the points are the samples, each out of its own reach, else 0.
         k: Number of neighbors.
-        roundoff: Relative error of a distance.
+        roundoff_x: Relative error of a distance along x,
+        roundoff_y: and along y.
         joint: The terms of the formula for the plane,
         margin: and those for an axis.
     """
@@ -71,21 +74,32 @@ def pointwise(
                 rho = nearest_along(
                     ordered, order, other, a, b, unit_a, unit_b, self, nearest
                 )
-                size = abs(a) / unit_a + abs(b) / unit_b + rho
-                tolerance = roundoff * size
-                inside, reach = rho - tolerance, rho + tolerance
-                low, high = interval(ordered, a, unit_a, reach, True)
+                from_x = from_y = False
+                low, high = interval(ordered, a, unit_a, rho, True)
+                for p in range(low, high):
+                    if order[p] != self:
+                        along_x = abs(ordered[p] - a) / unit_a
+                        along_y = abs(other[order[p]] - b) / unit_b
+                        from_x |= along_x == rho and along_y <= rho
+                        from_y |= along_y == rho
+                error_x = roundoff_x * (abs(a) / unit_a + rho)
+                error_y = roundoff_y * (abs(b) / unit_b + rho)
+                near_x = error_x if from_x else error_x + error_y
+                near_y = error_y if from_y else error_x + error_y
+                is_zero = (not from_x or rho <= error_x) and (
+                    not from_y or rho <= error_y
+                )
+                low, high = interval(ordered, a, unit_a, rho + near_x, True)
                 count = -own
                 for p in range(low, high):
-                    count += abs(other[order[p]] - b) / unit_b <= reach
-                coincide = rho <= tolerance
+                    count += abs(other[order[p]] - b) / unit_b <= rho + near_y
                 term_x = margin_of(
-                    ordered, a, unit_a, inside, reach, own, coincide, margin
+                    ordered, a, unit_a, rho, near_x, own, is_zero, margin
                 )
                 term_y = margin_of(
-                    y.ordered[w], b, unit_b, inside, reach, own, coincide, margin
+                    y.ordered[w], b, unit_b, rho, near_y, own, is_zero, margin
                 )
-                pmi[i, v, w] = joint[int(coincide), count] - term_x - term_y
+                pmi[i, v, w] = joint[int(is_zero), count] - term_x - term_y
     return pmi
 
 
@@ -149,19 +163,18 @@ def margin_of(
     ordered: Floats,
     a: float,
     unit: float,
-    inside: float,
-    reach: float,
+    rho: float,
+    near: float,
     own: Int,
-    coincide: bool,
+    is_zero: bool,
     margin: LongArray,
 ) -> Int:
     """The term of one axis for a point at a; it counts itself if ``own`` is 1."""
-    low, high = interval(ordered, a, unit, reach, True)
+    low, high = interval(ordered, a, unit, rho + near, True)
+    inside = max(rho - near, LEAST_DISTANCE)
     low_in, high_in = interval(ordered, a, unit, inside, False)
-    closed, strict = high - low - own, high_in - low_in
-    if inside > 0:
-        strict -= own
-    return margin[int(closed > strict and not coincide), closed]
+    closed, strict = high - low - own, high_in - low_in - own
+    return margin[int(closed > strict and not is_zero), closed]
 
 
 @routine

@@ -15,12 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from captum_nif.estimators import marginals
+
 Value: TypeAlias = Any
 """In kernels, a number, a row of them, or a pointer: Triton infers which. Quoted, since
 Triton evaluates annotations, and takes no global names but its own."""
 
 FAR = tl.constexpr(2**31 - 1)
 """An integer distance out of all reach."""
+
+LEAST_DISTANCE = tl.constexpr(marginals.LEAST_DISTANCE)
 
 _WORDS_PER_WARP = 1024
 """Distances, of 32 bits, that a warp has registers for, along x, y and in the plane."""
@@ -31,7 +35,7 @@ _MOST_WARPS = 32
 def solve(
     x: tuple[Tensor, Tensor],
     y: tuple[Tensor, Tensor],
-    roundoff: float,
+    roundoff: tuple[float, float],
     k: int,
     terms: tuple[Tensor, Tensor],
     pmi: Tensor,
@@ -44,7 +48,7 @@ def solve(
             they are exact, else float64, and far for what is no other sample; and
             magnitudes of the points' own values, [points, x].
         y: The same along other variables, [points, y, N] and [points, y].
-        roundoff: Relative error of a distance, 0 if they are exact.
+        roundoff: Relative error of a distance along x and along y, 0 if exact.
         k: Number of neighbours.
         terms: The formula's terms for the plane, and those for an axis.
         pmi: Where results go, [points, x, y], int64.
@@ -62,7 +66,7 @@ def solve(
         samples,
         terms[0].shape[1],
         k,
-        roundoff,
+        *roundoff,
         block,
         num_warps=min(max(warps, 1), _MOST_WARPS),
         # Fused, a product and a sum would be rounded otherwise than by PyTorch.
@@ -90,30 +94,46 @@ def _solve(
     samples: "Value",
     counts: "Value",
     k: "Value",
-    roundoff: tl.constexpr,
+    roundoff_x: tl.constexpr,
+    roundoff_y: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """Find one PMI, that of a point for a pair; both follow from the program's id."""
     result = tl.program_id(0)
     at_x = result // width_y
     at_y = at_x // width_x * width_y + result % width_y
-    x = _row(distances_x, at_x, samples, roundoff, block)
-    y = _row(distances_y, at_y, samples, roundoff, block)
+    x = _row(distances_x, at_x, samples, roundoff_x, block)
+    y = _row(distances_y, at_y, samples, roundoff_y, block)
     plane = tl.maximum(x, y)
-    if roundoff == 0:
+    if roundoff_x == 0:
         rho = _smallest(plane, k)
-        inside, reach, apart = rho, rho, rho > 0
+        near_x, near_y, is_zero = rho * 0, rho * 0, rho == 0
+        inside_x, inside_y = rho, rho
     else:
         # The bits of floats that are not negative are in the order of the floats.
         bits = _smallest(plane.to(tl.int64, bitcast=True), k)
         rho = bits.to(tl.float64, bitcast=True)
-        size = tl.load(magnitudes_x + at_x) + tl.load(magnitudes_y + at_y) + rho
-        tolerance = roundoff * size
-        inside, reach, apart = rho - tolerance, rho + tolerance, rho > tolerance
-    count = tl.sum((plane <= reach).to(tl.int32), 0)
-    value = tl.load(joint + tl.where(apart, 0, counts) + count)
-    value -= _margin(x, inside, reach, apart, margin, counts)
-    value -= _margin(y, inside, reach, apart, margin, counts)
+        # The axis that attains rho has its own error, the other allows for both.
+        from_x = tl.max(((x == rho) & (y <= rho)).to(tl.int32), 0) > 0
+        from_y = tl.max(((y == rho) & (x <= rho)).to(tl.int32), 0) > 0
+        error_x = roundoff_x * (tl.load(magnitudes_x + at_x) + rho)
+        error_y = roundoff_y * (tl.load(magnitudes_y + at_y) + rho)
+        both = error_x + error_y
+        near_x, near_y = (
+            tl.where(from_x, error_x, both),
+            tl.where(from_y, error_y, both),
+        )
+        is_zero = ((rho <= error_x) | (from_x == 0)) & (
+            (rho <= error_y) | (from_y == 0)
+        )
+        # Equal values are inside, whatever the errors of others.
+        inside_x = tl.maximum(rho - near_x, LEAST_DISTANCE)
+        inside_y = tl.maximum(rho - near_y, LEAST_DISTANCE)
+    within = (x <= rho + near_x) & (y <= rho + near_y)
+    count = tl.sum(within.to(tl.int32), 0)
+    value = tl.load(joint + tl.where(is_zero, counts, 0) + count)
+    value -= _margin(x, inside_x, rho + near_x, is_zero, margin, counts)
+    value -= _margin(y, inside_y, rho + near_y, is_zero, margin, counts)
     tl.store(pmi + result, value)
 
 
@@ -149,12 +169,12 @@ def _margin(
     along: "Value",
     inside: "Value",
     reach: "Value",
-    apart: "Value",
+    is_zero: "Value",
     margin: "Value",
     counts: "Value",
 ) -> "Value":
     """The term of one axis."""
     strict = tl.sum((along < inside).to(tl.int32), 0)
     closed = tl.sum((along <= reach).to(tl.int32), 0)
-    edge = (strict < closed) & apart
+    edge = (strict < closed) & (is_zero == 0)
     return tl.load(margin + tl.where(edge, counts, 0) + closed)
