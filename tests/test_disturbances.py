@@ -59,12 +59,12 @@ BATCH_STATISTICS = {
 }
 
 
-@pytest.mark.parametrize("layers", [None, "+0"])
-@pytest.mark.parametrize("case", BATCH_STATISTICS, ids=lambda c: c.replace(" ", "-"))
+@pytest.mark.parametrize(
+    ("case", "layers"),
+    [*((case, None) for case in BATCH_STATISTICS), ("in a block", "+0")],
+)
 def test_statistics_of_the_batch_are_refused(case, layers):
     build, where = BATCH_STATISTICS[case]
-    if layers and case != "in a block":
-        pytest.skip("has no block")
     model = build().eval()
     with pytest.raises(NotImplementedError, match=f"{where} .*beside it.*running stat"):
         NIFAttribution(model, layers=layers).fit(torch.randn(64, 4))

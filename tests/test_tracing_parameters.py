@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy_models import IMAGE, TOKENS, VECTOR, N, Net, arrows, links_of, means, parameter
 
+from captum_nif import NIFAttribution, prune
 from captum_nif.tracing.tracer import trace
 
 
@@ -324,3 +325,15 @@ def test_values_that_override_those_of_a_function_reach_its_readers():
     found = trace(model, (x,), nodes="neuron")
     again = trace(model, (x,), nodes="neuron", overrides={found.positions["w"]: other})
     torch.testing.assert_close(again.values["b"], model.b(other).detach())
+
+
+def test_pruning_says_what_to_do_with_functions():
+    torch.manual_seed(0)
+    model = nn.Sequential(LoRA(4, 6, 2), nn.ReLU(), nn.Linear(6, 3)).eval()
+    x = torch.randn(200, 4)
+    graph = NIFAttribution(model).fit(x).population_graph()
+    with pytest.raises(ValueError, match=r"'0\.down' is a function.*`layers=\"\+0\"`"):
+        prune(model, graph, 0.25)
+    graph = NIFAttribution(model, layers="+0").fit(x).population_graph()
+    pruned = prune(model, graph, 6)  # as advised
+    assert int((pruned[2].weight == 0).sum()) == 6

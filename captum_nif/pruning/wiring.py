@@ -67,7 +67,7 @@ def layer_calls(model: nn.Module, graph: FlowGraph) -> dict[str, Call]:
     Raises:
         ValueError: if a layer has no such module: the graph is another model's.
     """
-    paths = dict(model.named_modules())
+    paths, parameters = dict(model.named_modules()), dict(model.named_parameters())
     names = {layer.name for layer in graph.layers}
     calls = {}
     for layer in graph.layers:
@@ -80,6 +80,13 @@ def layer_calls(model: nn.Module, graph: FlowGraph) -> dict[str, Call]:
             continue
         if path == "model" and path not in paths:
             path = ""  # the model itself is the layer
+        if path in parameters:
+            around = path.rpartition(".")[0]
+            raise ValueError(
+                f"the layer {layer.name!r} is a function that was called with a "
+                "parameter, and only layers that are modules are pruned: make a graph "
+                f'in which the module around it is one, by `layers="+{around}"`'
+            )
         if path not in paths:
             raise ValueError(
                 f"the graph has a layer {layer.name!r}, and the model no module of "

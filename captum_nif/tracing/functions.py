@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ class Call:
     labels_of: Callable[[Tensor], Labels | None]
     outputs: Sequence[Tensor]
 
-    @property
+    @cached_property
     def name(self) -> str:
         """See :func:`function_name`."""
         return function_name(self.func)
@@ -157,16 +158,20 @@ class Call:
         """Labels of the first argument."""
         return self.labels_of(self.first) if isinstance(self.first, Tensor) else None
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors whose values it takes, but not the indices of moves."""
-        tensors = tensors_read(self.func, self.args, self.kwargs)
-        if self.name not in MOVING:
-            return tensors
-        data = {id(t) for t in tensors_in(self.first)}
-        return [t for t in tensors if id(t) in data or t.is_floating_point()]
+    @cached_property
+    def read(self) -> tuple[Tensor, ...]:
+        """The tensors whose values it takes."""
+        return tuple(tensors_read(self.func, self.args, self.kwargs))
 
-    @property
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors whose values it takes, but not the indices of moves."""
+        if self.name not in MOVING:
+            return self.read
+        data = {id(t) for t in tensors_in(self.first)}
+        return tuple(t for t in self.read if id(t) in data or t.is_floating_point())
+
+    @cached_property
     def known(self) -> list[Labels]:
         """The labels of those of :attr:`tensors` that have any."""
         return [k for t in self.tensors if (k := self.labels_of(t)) is not None]
@@ -179,8 +184,9 @@ class Call:
     @property
     def all_sources(self) -> Sources:
         """The sources of all that it reads together."""
-        read = tensors_read(self.func, self.args, self.kwargs)
-        return uniform(frozenset().union(*(self.sources_of(t).union for t in read)))
+        return uniform(
+            frozenset().union(*(self.sources_of(t).union for t in self.read))
+        )
 
     @property
     def has_index_from_inputs(self) -> bool:

@@ -95,7 +95,7 @@ class Product:
 
 def product_of(call: Call) -> Product | None:
     """A call of one of :data:`PRODUCTS`, None if its form is not understood."""
-    factors = call.tensors
+    factors = list(call.tensors)
     terms = [factors.pop(0)] if call.name in _ADDING else []
     if call.name == "rmatmul":
         factors.reverse()

@@ -34,7 +34,6 @@ from captum_nif.tracing.functions import (
     Call,
     raw_name,
     tensors_in,
-    tensors_read,
 )
 from captum_nif.tracing.label_tensors import collapse, compact, on_axis
 from captum_nif.tracing.origins import Labels, samples_along, untraceable
@@ -93,8 +92,7 @@ def _fits(part: Tensor, out: Tensor) -> bool:
 def _index_sources(call: Call) -> Sources | None:
     """The sources of what is read besides the data: what chooses the elements."""
     data = {id(t) for t in call.tensors}
-    read = tensors_read(call.func, call.args, call.kwargs)
-    others = [t for t in read if id(t) not in data and call.labels_of(t) is not None]
+    others = [t for t in call.read if id(t) not in data and call.labels_of(t)]
     members = frozenset[int]().union(*(call.sources_of(t).union for t in others))
     return uniform(members) if others else None
 
@@ -272,6 +270,9 @@ _COPYING: dict[str, Callable[..., Any]] = {
 }
 
 
+_CONCATENATING = frozenset(["cat", "concat", "concatenate"])
+
+
 def _moved(call: Call) -> list[Part]:
     """Run a function that only moves elements on the labels of its data."""
     sources = call.all_sources
@@ -312,8 +313,25 @@ def _alike(parts: Sequence[Sources]) -> bool:
     return all(part.sets == parts[0].sets for part in parts)
 
 
+def _concatenated(call: Call, parts: Sequence[Tensor | None]) -> Tensor:
+    """Labels of a concatenation; axes along which none of them varies stay short."""
+    rank = call.outputs[0].dim()
+    dim = call.get(1, "dim axis", 0) % rank
+    known = [part for part in parts if part is not None and part.dim()]
+    wide = [max((part.size(d) for part in known), default=1) for d in range(rank)]
+    pieces = []
+    for t, part in zip(call.tensors, parts, strict=True):
+        piece = torch.zeros((), device=t.device) if part is None else part.to(t.device)
+        pieces.append(piece.expand(*wide[:dim], t.shape[dim], *wide[dim + 1 :]))
+    return compact(torch.cat(pieces, dim))
+
+
 def _run_on(call: Call, parts: Sequence[Tensor | None]) -> list[Tensor]:
     """The results of a move of label tensors, one for each tensor of data."""
+    if call.name in _CONCATENATING and all(
+        t.dim() == call.outputs[0].dim() for t in call.tensors
+    ):
+        return [_concatenated(call, parts)]
     args, options = tuple(call.args), dict(call.kwargs)
     if call.name in PADDING:  # what is padded belongs to no sample, whatever its value
         args = args[: PADDING[call.name]]

@@ -30,7 +30,6 @@ from captum_nif.tracing.functions import (
     perform,
     raw_name,
     tensors_in,
-    tensors_read,
     version,
 )
 from captum_nif.tracing.layer_types import layer_type_of
@@ -282,7 +281,7 @@ class Recorder(TorchFunctionMode):
 
         Returns what stands for the results of a layer.
         """
-        tensors = tensors_read(call.func, call.args, call.kwargs)
+        tensors = call.read
         read = [(t, self.record.node(t)) for t in tensors]
         parents = tuple(node for _, node in read if not node.is_constant)
         refused = next((node.refused for node in parents if node.refused), "")
@@ -331,7 +330,7 @@ class Recorder(TorchFunctionMode):
         layer = function_layer(call, weights, labels, parameter)
         if layer is None or not self._selection.is_default:
             return ()
-        tensors = tensors_read(call.func, call.args, call.kwargs)
+        tensors = call.read
         reads = [self.record.node(t) for t in tensors]
         path = self.record.held.owner(parameter)
         source = self._source(path, reads, layer.reads_categories)
