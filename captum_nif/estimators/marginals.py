@@ -274,6 +274,12 @@ class ScaledVariables(Variables):
         self.dtype, self.device = x.dtype, x.device
         self.values = _widened(x)
 
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest value of each variable, float64, [size] each."""
+        low, high = self.values.aminmax(dim=0)
+        return low.double(), high.double()
+
     @property
     def precision(self) -> torch.dtype:
         """The dtype to whose rounding values are known.
