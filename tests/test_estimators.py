@@ -31,6 +31,16 @@ ESTIMATORS = [
     GaussianCopula("standard"),
 ]
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+or_mixed_ksg = pytest.mark.parametrize(
+    "estimator",
+    [
+        *ESTIMATORS,
+        MixedKSG(),
+        MixedKSG(formula="paper"),
+        MixedKSG(3, "paper", "normal"),
+    ],
+    ids=repr,
+)
 estimators = st.sampled_from(ESTIMATORS)
 
 
@@ -142,6 +152,33 @@ def test_prepared_samples_stand_for_tensors(estimator):
         assert torch.equal(estimator.pmi(first, second), estimator.pmi(x, y))
         for of in (estimator.pmi, estimator.joint):
             assert torch.equal(of(first, second, query), of(x, y, query))
+
+
+@or_mixed_ksg
+def test_some_variables_of_prepared_samples(estimator):
+    x, y = some(30, 5), some(31, 4)[1:].relu()
+    query = (x[:4] + 0.1, y[:4])
+    first, second = estimator.prepare(x), estimator.prepare(y)
+    estimator.pmi(first, second, query)  # what it keeps is of all variables
+    for chosen in ([2], [3, 0], [1, 1], [0, 1, 2, 3], []):
+        columns = torch.tensor(chosen, dtype=torch.int64)
+        part = second.select(columns)
+        assert (part.samples, part.size) == (30, len(chosen))
+        assert isinstance(part, Prepared)
+        asked = query[0], query[1][:, columns]
+        mi, pmi = estimator.mi(first, second), estimator.pmi(first, second, query)
+        assert torch.equal(estimator.mi(first, part), mi[:, columns])
+        assert torch.equal(estimator.pmi(first, part, asked), pmi[..., columns])
+        assert torch.equal(estimator.mi(part, first), mi[:, columns].t())
+        joint = estimator.joint(first, second, query)[:, columns]
+        close(estimator.joint(first, part, asked), joint)
+    assert second.size == 4
+    with pytest.raises(IndexError):
+        second.select(torch.tensor([4]))
+    with pytest.raises(TypeError, match="int64, but is of torch"):
+        second.select(torch.tensor([1.0]))
+    with pytest.raises(TypeError, match="int64 and shape"):
+        second.select(torch.tensor(1))
 
 
 @every_estimator

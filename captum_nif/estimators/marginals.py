@@ -20,10 +20,11 @@ computation on the same numbers, and agree to the last bit.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ from captum_nif.estimators.normal_scores import normal_scores
 from captum_nif.estimators.ranking import ranked, ranked_among
 
 Marginals = Literal["normal", "standard", "raw"]
+
+_Variables = TypeVar("_Variables", bound="Variables")
 
 _ROUNDINGS = 8.0
 """How many roundings of its operands a distance may be off by and still tie: one from
@@ -129,6 +132,53 @@ class Variables(ABC):
     dtype: torch.dtype
     device: torch.device
 
+    def select(self: _Variables, columns: Tensor) -> _Variables:
+        """
+        The same samples of some of the variables, without ranking or scaling anew.
+
+        An estimator gives the same for them as for all, and of that the columns. What
+        it keeps with samples, as :class:`~captum_nif.MINE` does its networks, it keeps
+        with the result, which is to be kept, too, where it is used again.
+
+        Args:
+
+            columns (Tensor): Indices of variables, [m], int64, in any order.
+
+        Returns:
+
+            **Variables**: those of m variables.
+
+        Raises:
+
+            TypeError: If ``columns`` is not a vector of int64.
+            IndexError: If an index is out of range.
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_nif import MixedKSG
+            >>> ksg = MixedKSG(k=3)
+            >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+            >>> y = ksg.prepare(x)
+            >>> columns = torch.tensor([3, 0])
+            >>> torch.equal(ksg.mi(y, y.select(columns)), ksg.mi(y, y)[:, columns])
+            True
+        """
+        if columns.dtype != torch.int64 or columns.dim() != 1:
+            raise TypeError(
+                "columns must be a vector of int64, but is of "
+                f"{columns.dtype} and shape {list(columns.shape)}."
+            )
+        columns = columns.to(self.device)
+        selected = copy.copy(self)
+        selected.size = len(columns)
+        selected._keep(columns)
+        return selected
+
+    @abstractmethod
+    def _keep(self, columns: Tensor) -> None:
+        """Forget all other variables; ``size`` is up to date."""
+
     @abstractmethod
     def leave_one_out(self) -> QueryPoints:
         """Each sample as a point among the other N - 1."""
@@ -164,6 +214,10 @@ class RankedVariables(Variables):
         self.samples, self.size = x.shape
         self.dtype, self.device = x.dtype, x.device
         self.ordered, self.ranks, self.untied = ranked(_widened(x))
+
+    def _keep(self, columns: Tensor) -> None:
+        self.ordered, self.untied = self.ordered[columns], self.untied[columns]
+        self.ranks = self.ranks[:, columns].contiguous()
 
     def leave_one_out(self) -> QueryPoints:
         """Each sample, ranked among all N, as a point among the other N - 1."""
@@ -273,6 +327,16 @@ class ScaledVariables(Variables):
         self.samples, self.size = x.shape
         self.dtype, self.device = x.dtype, x.device
         self.values = _widened(x)
+
+    def _keep(self, columns: Tensor) -> None:
+        self.values = self.values[:, columns].contiguous()
+        self.__dict__.pop("bounds", None)
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest value of each variable, float64, [size] each."""
+        low, high = self.values.aminmax(dim=0)
+        return low.double(), high.double()
 
     @property
     def precision(self) -> torch.dtype:

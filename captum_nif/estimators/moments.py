@@ -61,13 +61,47 @@ class Populations:
 
     def moments(self, rows: slice, columns: slice) -> Moments:
         """Moments of the points that the samples or queries ``rows`` belong to."""
-        values = self._values(rows, columns)
+        if self.one or self.device.type != "cpu":
+            values = self._values(rows, columns)
+            total, squares = values.sum(1), values.square().sum(1)
+        else:
+            values, total, squares = self._around_queries(rows, columns)
         points = values.shape[1]
-        total = values.sum(1)
-        spread = (points * values.square().sum(1) - total.square()).sqrt()
+        spread = (points * squares - total.square()).sqrt()
         explained = values[0, rows] if self.one else values[:, -1]
         scores = (points * explained - total) / _or_one(spread)
         return Moments(values, total, spread, scores)
+
+    def _around_queries(
+        self, rows: slice, columns: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates, their sums and sums of squares, by a compiled kernel."""
+        from captum_nif.estimators.kernels import coordinates
+
+        assert self._query is not None
+        query = self._query[rows, columns].contiguous()
+        sums = torch.zeros((2, *query.shape), dtype=torch.float64, device="cpu")
+        values = sums.new_empty(len(query), self.points, query.shape[1])
+        result = values, *sums
+        arrays = [tensor.numpy() for tensor in result]
+        if isinstance(self._variables, RankedVariables):
+            ranks = self._variables.ranks.numpy()
+            table = self._scores.numpy()
+            coordinates.of_ranks(ranks, columns.start, query.numpy(), table, *arrays)
+            return result
+        assert isinstance(self._variables, ScaledVariables)
+        low, high = (bound[columns].numpy() for bound in self._variables.bounds)
+        samples = self._variables.values.contiguous().numpy()
+        coordinates.of_values(
+            samples,
+            columns.start,
+            query.double().numpy(),
+            low,
+            high,
+            self._unit,
+            *arrays,
+        )
+        return result
 
     def _values(self, rows: slice, columns: slice) -> Tensor:
         query = None if self._query is None else self._query[rows, columns][:, None]

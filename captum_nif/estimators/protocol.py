@@ -28,6 +28,13 @@ class Prepared(Protocol):
     def size(self) -> int:
         """Number of variables."""
 
+    def select(self, columns: Tensor) -> Prepared:
+        """The same samples of some of the variables, by their indices.
+
+        What estimators find out about a pair is kept with the result: keep it, too,
+        where it is used again.
+        """
+
 
 @runtime_checkable
 class PMIEstimator(Protocol):
