@@ -62,7 +62,7 @@ def test_beta_is_chosen_on_the_other_trainings():
 
 
 def test_a_small_run_writes_its_report(tmp_path, monkeypatch):
-    few = [*ablation.BETAS, "faithful", "single link", ablation.REFERENCE]
+    few = [*ablation.BETAS, "gradient free", "single link", ablation.REFERENCE]
     monkeypatch.setattr(ablation, "VARIANTS", {name: VARIANTS[name] for name in few})
     arguments = ["--dataset", "iris", "--trainings", "2", "--samples", "8"]
     main([*arguments, "--out", str(tmp_path)])

@@ -42,7 +42,7 @@ class PMIEstimator(Protocol):
     Estimates pointwise mutual information (PMI) for all pairs of two sets of variables.
 
     Anything that has these members is an estimator for the rest of the package. What
-    they promise stands at :class:`~captum_nif.estimators.Estimator`, the base class of
+    they promise stands at :class:`~captum_nif.Estimator`, the base class of
     those of this package, which may be derived from but need not be.
     """
 

@@ -69,13 +69,18 @@ def positive_adjacency(graph: FlowGraph) -> csr_array:
 
     Row u holds the connections that leave node u. Less than 0 is no flow: where a
     (pointwise) information is negative, the two nodes tell nothing about each other.
-    Extreme weights come scaled by a power of 2, which no analysis notices.
     """
     sources, targets, weights = entries(graph)
     kept, count = weights > 0, node_count(graph)
     places = (sources[kept], targets[kept])
-    scaled = np.ldexp(weights[kept], -_excess(weights[kept].max(initial=0.0)))
-    return csr_array((scaled, places), shape=(count, count))
+    return csr_array((weights[kept], places), shape=(count, count))
+
+
+def scaled_in_range(weights: csr_array) -> csr_array:
+    """Weights times a power of 2, if the largest is too extreme to be squared."""
+    if weights.nnz:
+        weights.data = np.ldexp(weights.data, -_excess(weights.data.max()))
+    return weights
 
 
 def in_range(graph: FlowGraph) -> FlowGraph:

@@ -21,6 +21,7 @@ from captum_nif.network.adjacency import (
     check_by_layer,
     check_graph,
     positive_adjacency,
+    scaled_in_range,
 )
 
 Method = Literal["louvain", "greedy"]
@@ -74,7 +75,7 @@ def communities(
     if not isinstance(seed, numbers.Integral):
         # Of None networkx would make the global random state.
         raise TypeError(f"seed must be an int, got {type(seed).__name__}")
-    weights = positive_adjacency(graph)
+    weights = scaled_in_range(positive_adjacency(graph))
     return by_layer(graph, _labels(_grouped(weights, gamma, method, seed)))
 
 
@@ -110,7 +111,9 @@ def modularity(
     """
     _check(graph, gamma)
     return _modularity(
-        positive_adjacency(graph), flat_partition(graph, partition), gamma
+        scaled_in_range(positive_adjacency(graph)),
+        flat_partition(graph, partition),
+        gamma,
     )
 
 
@@ -161,7 +164,7 @@ def gamma_sweep(
         TypeError, ValueError: As :func:`communities`.
     """
     check_graph(graph)
-    weights, steps = positive_adjacency(graph), []
+    weights, steps = scaled_in_range(positive_adjacency(graph)), []
     for gamma in gammas:
         partition = communities(graph, gamma, method, seed)
         labels = flat_partition(graph, partition)
