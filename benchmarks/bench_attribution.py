@@ -68,7 +68,7 @@ DESCRIBED = {
 
 @dataclass(frozen=True)
 class Crops:
-    """Random crops of photographs, normalised as for ImageNet, made anew on each pass.
+    """Random crops of photographs, normalized as for ImageNet, made anew on each pass.
 
     Args:
         count (int): how many.

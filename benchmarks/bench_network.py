@@ -133,13 +133,13 @@ def plotted(rows: list[Row]) -> Figure:
     for row in rows:
         lines[row["library"], row["paths"]].append(row)
     libraries = dict.fromkeys(library for library, _ in lines)
-    colours = {library: f"C{number}" for number, library in enumerate(libraries)}
+    colors = {library: f"C{number}" for number, library in enumerate(libraries)}
     for (library, paths), points in lines.items():
         axes.plot(
             [row["links"] for row in points],
             [row["seconds"] for row in points],
             "o-" if paths == "directed" else "s--",
-            color=colours[library],
+            color=colors[library],
             label=f"{library}, {paths}",
         )
     axes.set(xscale="log", yscale="log", xlabel="links", ylabel="seconds (processor)")

@@ -112,7 +112,7 @@ def draw_saliency(sets: list[Explained]) -> Figure:
 def _show(
     figure: Figure, axis: Axes, values: Tensor, image: Tensor, method: str, title: str
 ) -> None:
-    # Captum wants rows x columns x colours
+    # Captum wants rows x columns x colors
     as_array = values.permute(1, 2, 0).detach().numpy()
     original = image.permute(1, 2, 0).numpy()
     if method == "original_image":

@@ -82,7 +82,7 @@ class NIFAttribution(Attribution):
     say so. PMI of a single sample is noisy; see :meth:`standard_error`. Where all
     attributions are 0, no information was found: dead units, or constant inputs.
     NoiseTunnel and ``sensitivity_max`` pass many near-copies of a sample in one batch:
-    fit a background first, or neighbours will be copies.
+    fit a background first, or neighbors will be copies.
 
     Args:
 
@@ -423,7 +423,7 @@ class NIFAttribution(Attribution):
             **Tensor** or **tuple of Tensor**: attributions of the shape, dtype and
             device of ``inputs`` (of integer inputs: in the default dtype). Their unit
             is nats to the power of the number of links on a path, or none where links
-            are normalised. They equal ``nif.flow(inputs)[i].path_sums(target)``, after
+            are normalized. They equal ``nif.flow(inputs)[i].path_sums(target)``, after
             ``.normalized("node")`` where ``normalize`` says so, as ``"auto"`` does on
             networks with skips.
 

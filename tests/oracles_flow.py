@@ -110,7 +110,7 @@ def population_weights(
     }
 
 
-def normalised(weights: Weights, by: str | None) -> Weights:
+def normalized(weights: Weights, by: str | None) -> Weights:
     """Every weight over the sum of |w| into its target node, or into its layer."""
     if by is None:
         return weights

@@ -100,7 +100,7 @@ def chebyshev(a: Vector, b: Vector) -> float:
 
 def on_scale(vectors: Sequence[Vector], marginals: str) -> list[Vector]:
     """Every component on the scale that distances are measured on."""
-    scale = {"normal": normal_scores, "standard": standardised, "raw": list}[marginals]
+    scale = {"normal": normal_scores, "standard": standardized, "raw": list}[marginals]
     return list(zip(*map(scale, zip(*vectors, strict=True)), strict=True))
 
 
@@ -120,7 +120,7 @@ def score(rank: float, n: int) -> float:
     return round(float(ndtri((rank - 0.5) / n)) * 2**26) / 2**26
 
 
-def standardised(values: Vector) -> list[float]:
+def standardized(values: Vector) -> list[float]:
     if min(values) == max(values):
         return list(values)
     mean = math.fsum(values) / len(values)

@@ -156,7 +156,7 @@ def test_attribute_is_eq_4_on_the_graph_of_each_sample(net):
         for by, nif in fitted.items():
             resolved = {"auto": "node" if net is Skip else None}.get(by, by)
             expected = oracle.attributions(
-                oracle.normalised(raw, resolved),
+                oracle.normalized(raw, resolved),
                 "input",
                 n_features(x),
                 net.end,
@@ -229,7 +229,7 @@ def test_population_graph_is_the_mean_of_instance_graphs(net):
         torch.testing.assert_close(link.weight, mean, rtol=1e-9, atol=1e-9)
 
 
-def test_paper_preset_is_eq_6_with_its_beta_and_no_normalisation():
+def test_paper_preset_is_eq_6_with_its_beta_and_no_normalization():
     model, x, background = made(Skip), samples(Skip, 4), samples(Skip, 40)
     preset = NIFAttribution(model, preset="paper").fit(background)
     spelled = NIFAttribution(
@@ -514,9 +514,9 @@ def test_fit_prepares_what_every_call_needs(monkeypatch):
 def test_loaders_lists_and_generators_are_backgrounds():
     model, x = made(Chain), samples(Chain, 41)
     expected = nif_of(model).fit(x).attribution_matrix()
-    labelled = TensorDataset(x, torch.arange(41))
+    labeled = TensorDataset(x, torch.arange(41))
     for background in (
-        DataLoader(labelled, batch_size=8),
+        DataLoader(labeled, batch_size=8),
         DataLoader(TensorDataset(x), batch_size=41),
         list(x.split(10)),
         ([part, "label"] for part in x.split(10)),

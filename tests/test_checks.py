@@ -66,7 +66,7 @@ def test_too_few_samples(net):
         NIFAttribution(net, estimator=MixedKSG(k=0))
 
 
-def test_more_neighbours_than_samples(net):
+def test_more_neighbors_than_samples(net):
     x = torch.randn(40, 4)
     many = NIFAttribution(net, estimator=MixedKSG(k=40))
     for call, what in ((many.fit, "background"), (many.attribute, "batch")):

@@ -214,7 +214,7 @@ def check_split(load, seeds: tuple[int, int], n: int) -> None:
         assert ((train + test) / 5 - test).abs().max() < 1
 
 
-def check_standardised(dataset: Dataset, source: np.ndarray, classes: np.ndarray):
+def check_standardized(dataset: Dataset, source: np.ndarray, classes: np.ndarray):
     x = dataset.x_train.double()
     assert x.mean(dim=0).abs().max() < 1e-6
     assert (x.std(dim=0, correction=0) - 1).abs().max() < 1e-6
@@ -228,12 +228,12 @@ def check_standardised(dataset: Dataset, source: np.ndarray, classes: np.ndarray
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_iris_is_fishers_split_by_class_and_standardised():
+def test_iris_is_fishers_split_by_class_and_standardized():
     iris = load_iris()
     check_form(iris, (4,), 3)
     check_split(load_iris, (0, 1), 150)
     source = sklearn.datasets.load_iris()
-    check_standardised(iris, source.data, source.target)
+    check_standardized(iris, source.data, source.target)
     assert iris.y_test.bincount().tolist() == [10, 10, 10]
     assert iris.class_names == ("setosa", "versicolor", "virginica")
     assert iris.feature_names[0] == "sepal length"
@@ -269,14 +269,14 @@ def banknote_file(features: np.ndarray, classes: np.ndarray) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-def test_banknote_is_downloaded_split_and_standardised(tmp_path, server, monkeypatch):
+def test_banknote_is_downloaded_split_and_standardized(tmp_path, server, monkeypatch):
     features, classes = banknote_rows(60)
     file = server.publish("notes.txt", banknote_file(features, classes))
     monkeypatch.setattr(data, "BANKNOTE", file)
     notes = load_banknote(tmp_path)
     check_form(notes, (4,), 2)
     check_split(lambda seed: load_banknote(tmp_path, seed), (0, 1), 60)
-    check_standardised(notes, features, classes)
+    check_standardized(notes, features, classes)
     assert server.asked == ["/notes.txt"]
 
 
@@ -335,7 +335,7 @@ def test_mnist_of_the_data_folder_is_the_published_one(data_dir):
     assert mnist.y_test[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert mnist.x_train.min() == 0
     assert mnist.x_train.max() == 1
-    # The mean and deviation that everyone normalises MNIST by.
+    # The mean and deviation that everyone normalizes MNIST by.
     assert mnist.x_train.mean().item() == pytest.approx(0.1307, abs=1e-4)
     assert mnist.x_train.std().item() == pytest.approx(0.3081, abs=1e-4)
 
@@ -370,9 +370,9 @@ def test_photographs_fill_a_square(data_dir):
         assert 0 <= image.min() < image.max() <= 1
         assert image.is_contiguous()
     assert load_photograph("rocket", data_dir=data_dir).shape == (3, 224, 224)
-    grey = load_photograph("coins", 64, data_dir)
-    assert torch.equal(grey[0], grey[1])
-    assert torch.equal(grey[0], grey[2])
+    gray = load_photograph("coins", 64, data_dir)
+    assert torch.equal(gray[0], gray[1])
+    assert torch.equal(gray[0], gray[2])
 
 
 def test_a_square_photograph_at_its_own_size_is_its_pixels(data_dir):

@@ -145,8 +145,8 @@ def test_gexf_can_be_looked_at(tmp_path):
     assert viz["x:0"]["position"]["y"] == -viz["x:1"]["position"]["y"] > 0
     assert viz["h:0"]["position"]["y"] == 0
     assert viz["h:0"]["size"] > viz["x:0"]["size"] == viz["y:0"]["size"] > 0
-    colours = [tuple(viz[name]["color"][c] for c in "rgb") for name in viz]
-    assert colours == [PALETTE[0], PALETTE[0], PALETTE[0], PALETTE[1]]
+    colors = [tuple(viz[name]["color"][c] for c in "rgb") for name in viz]
+    assert colors == [PALETTE[0], PALETTE[0], PALETTE[0], PALETTE[1]]
     thickness = [
         float(each.get("value"))
         for each in ET.parse(path).iter("{http://www.gexf.net/1.2draft/viz}thickness")

@@ -54,7 +54,7 @@ def test_the_command_writes_everything_and_goes_on_where_it_stopped(
     shares = {row["method"]: float(row["share"]) for row in rows}
     assert shares["IG, mean"] == 1
     page = (tmp_path / "faithfulness.md").read_text()
-    assert "randomised from the top" in page
+    assert "randomized from the top" in page
     for name, method in METHODS.items():
         assert f"- {name}: {method.described}" in page
 

@@ -19,7 +19,7 @@ copulas = st.builds(GaussianCopula, marginals=st.sampled_from(["normal", "standa
 
 
 def scores(values: np.ndarray, marginals: str) -> np.ndarray:
-    """Standardised scores of one variable; 0 if it is constant."""
+    """Standardized scores of one variable; 0 if it is constant."""
     n = len(values)
     bits = (53 - math.ceil(math.log2(n))) // 2
     values = values.astype(float)

@@ -53,7 +53,7 @@ def legend_of(ax):
 
 
 def as_drawn(ax, cell):
-    """The colours in the middle of a cell of the axes, and in its upper left third."""
+    """The colors in the middle of a cell of the axes, and in its upper left third."""
     canvas = FigureCanvasAgg(ax.figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())
@@ -79,8 +79,8 @@ def test_pixels_that_may_be_noise_are_drawn_small(ax):
         (1, 0): [middle, rim],
         (1, 1): [rim, rim],
     }.items():
-        for found, colour in zip(as_drawn(ax, cell), expected, strict=True):
-            assert np.abs(np.subtract(found, colour)).max() <= 2, cell
+        for found, color in zip(as_drawn(ax, cell), expected, strict=True):
+            assert np.abs(np.subtract(found, color)).max() <= 2, cell
 
 
 def test_errors_of_channels_bound_the_error_of_their_sum(ax):

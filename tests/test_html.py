@@ -389,9 +389,9 @@ def slide(page, element, value):
     finish(page)
 
 
-def colours(picture):
+def colors(picture):
     image = Image.open(io.BytesIO(picture)).convert("RGB")
-    return {colour: count for count, colour in image.getcolors(1 << 24)}
+    return {color: count for count, color in image.getcolors(1 << 24)}
 
 
 def facts(page):
@@ -837,7 +837,7 @@ def test_it_runs_in_the_frame_of_a_notebook(chromium, tmp_path):
     assert frame[1] == 640
     end = time.monotonic() + 10
     # Until nodes of the largest community are there: no script may look inside.
-    while colours(chromium.screenshot()).get(PALETTE[0], 0) < 50:
+    while colors(chromium.screenshot()).get(PALETTE[0], 0) < 50:
         assert time.monotonic() < end
     assert chromium.errors() == []
     assert chromium.requests() == [file.as_uri()]

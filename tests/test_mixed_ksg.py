@@ -175,7 +175,7 @@ def test_a_sample_is_a_query_against_the_others_whatever_k_they_have(n):
             assert torch.equal(alone[0], whole[i])
 
 
-def test_a_query_has_one_neighbour_more_where_the_samples_reach_a_cube():
+def test_a_query_has_one_neighbor_more_where_the_samples_reach_a_cube():
     x = some(64)  # 64 samples for a query, but 63 for each of them
     query = (x[:5] + 0.1, x[:5])
     assert torch.equal(MixedKSG().pmi(x, x), MixedKSG(3).pmi(x, x))

@@ -173,7 +173,7 @@ def test_a_shortcut_of_the_cifar_networks_drops_pixels_and_adds_empty_channels()
     assert not out[:, 24:].any()
 
 
-def test_from_pixels_standardises_each_channel():
+def test_from_pixels_standardizes_each_channel():
     network = NETWORKS["resnet20"]
     pixels = torch.rand(2, 3, 4, 5)
     found = network.from_pixels(pixels)

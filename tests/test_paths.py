@@ -75,7 +75,7 @@ def test_gains_weigh_every_path_that_goes_through_a_node(graph, data):
 
 
 @given(flow_graphs(), st.sampled_from(["layer", "node"]))
-def test_gains_weigh_weights_that_were_normalised_before(graph, normalize):
+def test_gains_weigh_weights_that_were_normalized_before(graph, normalize):
     end = graph.layers[-1]
     gains = {
         layer.name: 0.5 + torch.arange(layer.size, dtype=torch.float64)

@@ -285,7 +285,7 @@ def test_rows_say_which_sample_an_element_depends_on(rank, function):
 
 
 MIXED = {
-    "centred": lambda x: x - x.mean(0),
+    "centered": lambda x: x - x.mean(0),
     "softmax over samples": lambda x: x.softmax(0),
     "normalized over samples": lambda x: F.normalize(x, dim=0),
     "kernel": lambda x: x @ x.T,
@@ -299,7 +299,7 @@ MIXED = {
     "total": lambda x: x.sum(),
     "largest of all": lambda x: x / x.max(),
     "norm of all": lambda x: x / x.norm(),
-    "neighbours": lambda x: x + x.roll(1, 0),
+    "neighbors": lambda x: x + x.roll(1, 0),
     "halves": lambda x: x[:1] * x[1:2],
     "sorted samples": lambda x: x.sort(0).values,
     "msort": torch.msort,

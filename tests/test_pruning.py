@@ -279,17 +279,17 @@ def test_a_connection_is_its_links_and_nothing_else(name):
         assert cut, link
 
 
-@pytest.mark.parametrize("colour", [0, 1, 2])
-def test_a_kernel_over_a_colour_goes_when_its_pixels_say_nothing(colour):
+@pytest.mark.parametrize("color", [0, 1, 2])
+def test_a_kernel_over_a_color_goes_when_its_pixels_say_nothing(color):
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)
     ).eval()
     graph = graph_of(model, (3, 5, 5), weight=lambda a, b: 1 + torch.rand(a, b))
     weight = graph.links[0].weight.clone().view(3, 25, 4)
-    weight[colour, :, 2] = 0.01 * torch.rand(25)
+    weight[color, :, 2] = 0.01 * torch.rand(25)
     pruned = prune(model, with_weight(graph, ("input", "0"), weight.view(75, 4)), 1)
     kept = torch.ones(4, 3, 3, 3)
-    kept[2, colour] = 0
+    kept[2, color] = 0
     assert torch.equal(pruned[0].weight_mask, kept)
     assert torch.equal(pruned[3].weight_mask, torch.ones(2, 36))
 
@@ -948,7 +948,7 @@ def test_examples_that_do_not_fit_the_graph_are_refused():
 # --- curves ---------------------------------------------------------------------------
 
 
-def labelled(model, n=300, shape=(4,)):
+def labeled(model, n=300, shape=(4,)):
     """Samples whose classes the model gets mostly right."""
     x = torch.randn(n, *shape)
     with torch.no_grad():
@@ -976,7 +976,7 @@ def test_the_curve_of_nif_is_that_of_prune(level):
         )
     )
     nn.init.normal_(model[6].weight)
-    graph, (x, y) = graph_of(model, (1, 4, 4)), labelled(model, shape=(1, 4, 4))
+    graph, (x, y) = graph_of(model, (1, 4, 4)), labeled(model, shape=(1, 4, 4))
     amounts = [0, 0.25, 5, 0.9, 1.0]
     rows = pruning_curve(model, graph, (x, y), level, amounts)
     found = [row for row in rows if row["method"] == "NIF"]
@@ -997,7 +997,7 @@ def test_the_curve_of_nif_is_that_of_prune(level):
 
 def test_the_curve_of_magnitude_is_that_of_torch():
     model = mlp(4, 6, 5, 3)
-    x, y = labelled(model)
+    x, y = labeled(model)
     rows = pruning_curve(model, graph_of(model, (4,)), (x, y), amounts=[0, 7, 0.5, 1.0])
     for row in (row for row in rows if row["method"] == "magnitude"):
         pruned = copy.deepcopy(model)
@@ -1042,7 +1042,7 @@ def test_neurons_that_are_seldom_active_go_first():
     model = mlp(4, 5, 3)
     with torch.no_grad():
         model[0].bias.copy_(torch.tensor([0.0, -9, 9, -1, 1]))
-    x, y = labelled(model)
+    x, y = labeled(model)
     rows = pruning_curve(model, graph_of(model, (4,)), (x, y), "node", range(6))
     active = (model[0](x) > 0).double().mean(0)
     order = active.argsort(stable=True).tolist()
@@ -1056,7 +1056,7 @@ def test_neurons_that_are_seldom_active_go_first():
 
 def test_random_orders_differ_and_repeat():
     model = mlp(4, 6, 3)
-    data, graph = labelled(model), graph_of(model, (4,))
+    data, graph = labeled(model), graph_of(model, (4,))
     rows = pruning_curve(model, graph, data, amounts=[0.5], n_random=6)
     assert rows == pruning_curve(model, graph, data, amounts=[0.5], n_random=6)
     drawn = [row for row in rows if row["method"] == "random"]
@@ -1086,7 +1086,7 @@ def test_curves_take_loaders_and_leave_everything_as_it_was(rng_untouched):
 
 def test_curves_of_pruned_models_start_where_those_are():
     model = mlp(4, 6, 3)
-    data, graph = labelled(model), graph_of(model, (4,))
+    data, graph = labeled(model), graph_of(model, (4,))
     pruned = prune(model, graph, 10)
     pruned(data[0]).sum().backward()
     rows = pruning_curve(pruned, graph, data, amounts=[0, 5, 1.0], n_random=0)
@@ -1138,7 +1138,7 @@ def test_data_that_does_not_fit_is_refused(data, error, message):
 
 def test_curves_refuse_what_prune_refuses():
     model = mlp(4, 6, 3)
-    data, graph = labelled(model), graph_of(model, (4,))
+    data, graph = labeled(model), graph_of(model, (4,))
     with pytest.raises(ValueError, match="42 connections"):
         pruning_curve(model, graph, data, amounts=[0.5, 43])
     with pytest.raises(TypeError, match="n_random"):

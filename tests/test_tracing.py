@@ -510,8 +510,8 @@ def gelu(x):
 
 
 def layer_norm(x):
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / torch.sqrt(centered.pow(2).mean(-1, keepdim=True) + 1e-5)
 
 
 def rms_norm(x):

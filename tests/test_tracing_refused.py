@@ -135,7 +135,7 @@ REFUSED = {
         VECTOR,
         "layer 'a' .*only some of the samples",
     ),
-    "centred batch": (
+    "centered batch": (
         between(lambda h: h - h.mean(0)),
         VECTOR,
         "layer 'b' .*`mean` mixes samples",

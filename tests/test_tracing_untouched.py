@@ -185,7 +185,7 @@ def test_hooks_are_gone_after_an_exception(error, layers, rng_untouched):
     assert links_of(model, torch.randn(N, 4)) == arrows("input > 0 > 2")
 
 
-def test_the_users_hooks_stay_and_are_honoured():
+def test_the_users_hooks_stay_and_are_honored():
     model, calls = mlp(), []
     model[0].register_forward_hook(lambda m, args, out: out + 1)
     model[0].register_forward_pre_hook(lambda m, args: (args[0] * 2,))

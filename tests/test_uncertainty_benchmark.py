@@ -49,8 +49,8 @@ def test_linked_layers_correlate_where_links_exist_and_nowhere_else():
     scatter = 5 / math.sqrt(40_000)
     assert (between - truth).abs().max() < scatter
     assert np.abs(among_x - np.eye(NODES)).max() < scatter
-    neighbours = np.roll(np.eye(NODES), 1, 0) + np.roll(np.eye(NODES), -1, 0)
-    assert np.abs(among_y - np.eye(NODES) - 0.16 * neighbours).max() < scatter
+    neighbors = np.roll(np.eye(NODES), 1, 0) + np.roll(np.eye(NODES), -1, 0)
+    assert np.abs(among_y - np.eye(NODES) - 0.16 * neighbors).max() < scatter
     assert np.abs(y.var(0).numpy() - 1).max() < 2 * scatter
 
 

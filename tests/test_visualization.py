@@ -65,7 +65,7 @@ def entries(graph):
 
 
 def lines(ax):
-    """Widths, colours and ends of the links drawn: those that count, and the weak."""
+    """Widths, colors and ends of the links drawn: those that count, and the weak."""
     flow, weak = (c for c in ax.collections if isinstance(c, LineCollection))
     return flow, weak
 
@@ -113,7 +113,7 @@ def test_width_is_flow_relative_to_the_strongest_link_into_the_layer(ax):
     assert len(weak.get_paths()) == 0
 
 
-def test_size_is_betweenness_and_colour_is_community(ax):
+def test_size_is_betweenness_and_color_is_community(ax):
     graph = chain(4, 5, 3, lowest=0.1)
     plot_flow(graph, ax)
     betweenness = torch.cat(list(betweenness_centrality(graph).values()))
@@ -124,7 +124,7 @@ def test_size_is_betweenness_and_colour_is_community(ax):
     groups = torch.cat(list(communities(graph).values())).bincount()
     for group, count in enumerate(groups.tolist()):
         fill = to_hex(np.array(PALETTE[group]) / 255)
-        assert sum(colour == fill for _, _, colour in drawn) == count
+        assert sum(color == fill for _, _, color in drawn) == count
 
 
 def test_communities_differ_in_shape_as_well_and_beyond_seven_are_grey(ax):
@@ -138,8 +138,8 @@ def test_communities_differ_in_shape_as_well_and_beyond_seven_are_grey(ax):
             shapes.add(collection.get_paths()[0].vertices.tobytes())
             fills.add(to_hex(collection.get_facecolors()[0]))
     assert len(fills) == 8
-    assert len(shapes) == 7  # the grey ones are round, as the first
-    assert legends(ax)["Colour, shape"] == [*"0123456", "smaller ones"]
+    assert len(shapes) == 7  # the gray ones are round, as the first
+    assert legends(ax)["Color, shape"] == [*"0123456", "smaller ones"]
 
 
 @settings(max_examples=40)
@@ -244,7 +244,7 @@ def test_dead_nodes_are_hollow(ax):
     ]
     plot_flow(FlowGraph(graph.layers, links), ax)
     assert sum(fill == "#ffffff" for *_, fill in dots(ax)) == 2
-    assert legends(ax)["Colour, shape"][-1] == "hollow: dead"
+    assert legends(ax)["Color, shape"][-1] == "hollow: dead"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_negative_flow_is_red_and_explained(ax):
     first, second = graph.links
     plot_flow(FlowGraph(graph.layers, [first, Link(*second.ends, -second.weight)]), ax)
     flow, _ = lines(ax)
-    red = [tuple(colour[:3]) == to_rgba(NEGATIVE)[:3] for colour in flow.get_colors()]
+    red = [tuple(color[:3]) == to_rgba(NEGATIVE)[:3] for color in flow.get_colors()]
     assert sum(red) == 2
     assert "negative" in legends(ax)["Width"]
 
@@ -320,7 +320,7 @@ def test_negative_flow_is_red_and_explained(ax):
 def test_the_legends_explain_all_three_encodings(ax):
     plot_flow(chain(3, 4, 2), ax)
     found = legends(ax)
-    assert list(found) == ["Width", "Size", "Colour, shape"]
+    assert list(found) == ["Width", "Size", "Color, shape"]
     assert found["Width"] == ["100%", "50%", "10%"]
     assert len(found["Size"]) == 3
     drawn = [legend for legend in ax.artists if isinstance(legend, Legend)]

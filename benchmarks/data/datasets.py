@@ -149,7 +149,7 @@ def load_iris(seed: int = 0) -> Dataset:
     r"""
     Fisher's Iris: 150 flowers, 4 lengths and widths in cm, 3 species.
 
-    Standardised to mean 0 and standard deviation 1 over the training part. It comes
+    Standardized to mean 0 and standard deviation 1 over the training part. It comes
     with scikit-learn; one flower occurs twice.
 
     Args:
@@ -184,7 +184,7 @@ def load_banknote(
     r"""
     Banknote authentication: 1372 notes, 4 statistics of a wavelet transform, 2 classes.
 
-    Standardised to mean 0 and standard deviation 1 over the training part. 24 notes
+    Standardized to mean 0 and standard deviation 1 over the training part. 24 notes
     repeat earlier ones and are kept, so a few test samples may have been trained on.
     The source does not say which class is the genuine one.
 
@@ -214,7 +214,7 @@ def load_banknote(
 
 def load_digits(seed: int = 0) -> Dataset:
     r"""
-    Handwritten digits: 1797 images of 8 x 8 pixels, 10 classes, grey levels in [0, 1].
+    Handwritten digits: 1797 images of 8 x 8 pixels, 10 classes, gray levels in [0, 1].
 
     The source counts 0 to 16. It comes with scikit-learn.
 
@@ -291,7 +291,7 @@ def _table(
     class_names: Sequence[str],
     seed: int,
 ) -> Dataset:
-    """A table split, then standardised by the training part, in double precision."""
+    """A table split, then standardized by the training part, in double precision."""
     train, test = _split(classes, seed)
     offset, scale = features[train].mean(axis=0), features[train].std(axis=0)
     x = torch.from_numpy((features - offset) / scale).float()

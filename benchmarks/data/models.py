@@ -213,7 +213,7 @@ def residual_cnn(
     seed: int = 0,
 ) -> nn.Sequential:
     r"""
-    A small residual network with batch normalisation that ends in logits.
+    A small residual network with batch normalization that ends in logits.
 
     Args:
 

@@ -107,7 +107,7 @@ def load_photograph(
 
     Args:
 
-        name (str): One of :data:`PHOTOGRAPHS`; grey ones get three equal channels.
+        name (str): One of :data:`PHOTOGRAPHS`; gray ones get three equal channels.
         size (int, optional): Rows and columns of the result. Default: 224
         data_dir (str or os.PathLike, optional): Folder of data files; see
             :func:`benchmarks.data.files.data_folder`.

@@ -72,7 +72,7 @@ class PublishedNetwork:
         build (Callable): Makes the network that takes them.
         input_shape (tuple[int, ...]): Shape of one sample.
         mean (tuple[float, ...]): With ``std``, what each channel of a pixel in [0, 1]
-            was standardised by in training. Default: as it is
+            was standardized by in training. Default: as it is
         std (tuple[float, ...]): See ``mean``.
     """
 

@@ -95,7 +95,7 @@ PEERS = (
 """By package; those that are not installed are left out."""
 
 PEERS_K = 3
-"""The number of neighbours that all of them have by default."""
+"""The number of neighbors that all of them have by default."""
 
 DEFAULT = "MixedKSG (default)"
 """What mixed KSG is called whose k grows with the samples."""

@@ -118,7 +118,7 @@ def measure(task: Task, method: Method, settings: Settings) -> dict[str, Any]:
 
 
 def _tops(model: nn.Module, cascade: bool) -> Sequence[int]:
-    """How many modules from the output are randomised, all of them last."""
+    """How many modules from the output are randomized, all of them last."""
     every = len(learned_modules(model))
     return range(1, every + 1) if cascade else [every]
 
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--background", type=int, default=500, help="training samples methods get"
     )
     parser.add_argument(
-        "--cascade", action="store_true", help="randomise from the top, one by one"
+        "--cascade", action="store_true", help="randomize from the top, one by one"
     )
     options = parser.parse_args(arguments)
     settings = Settings(

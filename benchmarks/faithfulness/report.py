@@ -45,7 +45,7 @@ MEANING = f"""
 - **share** of the advantage that {REFERENCE} has over chance: (insertion - deletion) of
   the method over the same of {REFERENCE}, in each training. For a random order it is 0
   in expectation, since both ways replace the same sets.
-- **infidelity** (`captum.metrics.infidelity`, normalised): the part of the changes of
+- **infidelity** (`captum.metrics.infidelity`, normalized): the part of the changes of
   the class's logit, when random sets of features take a donor's values, that the sums
   of their attributions leave unexplained; 0 is best, 1 is as good as zeros.
 - **sensitivity** (`captum.metrics.sensitivity_max`, radius 0.02, 5 draws): the largest
@@ -61,12 +61,12 @@ MEANING = f"""
 
 
 def style(method: str) -> dict[str, Any]:
-    """A colour and a line: warm and thick for NIF, cool for others, dots for chance."""
+    """A color and a line: warm and thick for NIF, cool for others, dots for chance."""
     own, chance = method.startswith("NIF"), method == "random"
     alike = [name for name in METHODS if name.startswith("NIF") == own]
-    colours = NIF_COLOURS if own else OTHER_COLOURS
+    colors = NIF_COLOURS if own else OTHER_COLOURS
     return {
-        "color": GREY if chance else colours[alike.index(method) % len(colours)],
+        "color": GREY if chance else colors[alike.index(method) % len(colors)],
         "linewidth": 2.4 if own else 1.3,
         "linestyle": ":" if chance else "-",
         "zorder": 2 if own else 3,  # or thick lines would hide thin ones
@@ -214,7 +214,7 @@ def build_report(
     trainings = len({row["training"] for row in rows})
     report.text(
         f"Up to {settings['samples']} test samples are explained, each for the class "
-        f"that is predicted; sensitivity and randomised weights take the first "
+        f"that is predicted; sensitivity and randomized weights take the first "
         f"{settings['few']}. Methods get {settings['background']} training samples. "
         f"Means over {trainings} trainings of each network (weights, order of samples, "
         "split of the data but for MNIST, and all draws are their own), ± half the "
@@ -246,7 +246,7 @@ def build_report(
         )
         if len(results[0]["cascade"]) > 1:
             report.text(
-                "Spearman's correlation as modules are randomised from the top:\n\n"
+                "Spearman's correlation as modules are randomized from the top:\n\n"
                 + markdown_table(list(cascades(methods)))
             )
     left_out = ("shares", *CURVES, *CASCADES)

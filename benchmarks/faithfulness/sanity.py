@@ -181,7 +181,7 @@ def randomized(model: nn.Module, top: int | None = None, seed: int = 0) -> nn.Mo
 
     Returns:
 
-        nn.Module: The copy, in the same mode. Running averages of batch normalisation
+        nn.Module: The copy, in the same mode. Running averages of batch normalization
         start again too.
 
     Raises:
@@ -229,8 +229,8 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 def _standard_ranks(maps: Tensor) -> Tensor:
     """Ranks of each row, with mean 0 and norm 1, or all 0 if they are all equal."""
     ranks = torch.from_numpy(rankdata(maps.flatten(1).numpy(), axis=1))
-    centred = ranks - ranks.mean(dim=1, keepdim=True)
-    standard: Tensor = centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    centered = ranks - ranks.mean(dim=1, keepdim=True)
+    standard: Tensor = centered / centered.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return standard
 
 

@@ -42,10 +42,10 @@ def draw_distributions(panels: Panels, scaled: bool) -> Figure:
         a, b = (unit_sum(v) if scaled else v for v in (values, yardstick))
         low, high = (f([a.min(), b.min(), a.max(), b.max()]) for f in (min, max))
         margin = 0.05 * (high - low) or 1.0
-        for shown, colour, width in ((b, "black", 1.1), (a, _colour(form), 1.8)):
+        for shown, color, width in ((b, "black", 1.1), (a, _color(form), 1.8)):
             x = np.concatenate([[low - margin], np.sort(shown), [high + margin]])
             height = np.arange(len(shown) + 1) / len(shown)
-            axis.step(x, [*height, 1], where="post", color=colour, linewidth=width)
+            axis.step(x, [*height, 1], where="post", color=color, linewidth=width)
         at, bottom, top = widest_gap(a, b)
         axis.plot([at, at], [bottom, top], color="#cc3377", linewidth=2.2, alpha=0.8)
         axis.text(
@@ -96,7 +96,7 @@ def draw_ranked(panels: Panels) -> Figure:
     def draw(axis: Axes, form: str, values: Values, yardstick: Values) -> None:
         order = (-yardstick).argsort(kind="stable")[:MOST_BARS]
         places = np.arange(len(order))
-        axis.bar(places, unit_sum(values)[order], color=_colour(form), width=0.85)
+        axis.bar(places, unit_sum(values)[order], color=_color(form), width=0.85)
         axis.plot(
             places, unit_sum(yardstick)[order], "o", color="black", markersize=2.4
         )
@@ -150,7 +150,7 @@ def draw_closeness(
                     mean, half = found[form, place]
                     error = None if np.isnan(half) else half
                     axis.errorbar(
-                        mean, y, xerr=error, fmt="o", color=_colour(form), markersize=4
+                        mean, y, xerr=error, fmt="o", color=_color(form), markersize=4
                     )
             axis.grid(axis="x", color="#dddddd")
             axis.tick_params(labelsize=8)
@@ -208,5 +208,5 @@ def _grid(panels: Panels, draw: Draw, label: str, height: float) -> Figure:
     return figure
 
 
-def _colour(form: str) -> str:
+def _color(form: str) -> str:
     return COLOURS[FORMS[form].kind]

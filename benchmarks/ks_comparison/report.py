@@ -101,7 +101,7 @@ about the label. Scaled D:
 
 ABOUT_CHECKS = """
 Raw MI in nats by this package's estimator and by scikit-learn's
-(`mutual_info_classif`, the same number of neighbours), on the same samples of the first
+(`mutual_info_classif`, the same number of neighbors), on the same samples of the first
 training. scikit-learn breaks ties by noise and cuts off below 0; rank correlation
 suffers where many features tell nothing.
 """.strip()
@@ -218,7 +218,7 @@ def build_report(
         ),
         "closeness",
         "Means over trainings with 95 % intervals; blue is NIF, orange its rivals, "
-        "grey what they are measured by.",
+        "gray what they are measured by.",
     )
     report.text("## NIF less its rivals, paired by training")
     report.table(

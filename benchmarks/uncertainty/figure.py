@@ -89,15 +89,13 @@ def _draw_rates(axis: Axes, kinds: Mapping[str, Array]) -> None:
     axis.axhline(1, color="0.3", linewidth=0.9)
     drawn = {kind: shares for kind, shares in kinds.items() if shares.any()}
     shift = np.linspace(-0.035, 0.035, max(1, len(drawn)))
-    for (kind, shares), colour, away in zip(
-        drawn.items(), COLOURS, shift, strict=False
-    ):
+    for (kind, shares), color, away in zip(drawn.items(), COLOURS, shift, strict=False):
         told = [ratio(shares, level) for level in LEVELS]
         axis.errorbar(
             np.array(LEVELS) * 10**away,
             [found.mean for found in told],
             [found.half for found in told],
-            color=colour,
+            color=color,
             label=kind,
             marker="o",
             markersize=3,
@@ -114,7 +112,7 @@ def _draw_power(axis: Axes, graphs: Graphs, shown: str) -> None:
     cells = {key[1:]: f for key, f in graphs.items() if key[0] == shown and key[3]}
     sizes = list(dict.fromkeys(n for n, _, _ in cells))
     layers = list(dict.fromkeys(made for _, made, _ in cells))
-    colours = dict(zip(sizes, BLUES[-len(sizes) :], strict=False))
+    colors = dict(zip(sizes, BLUES[-len(sizes) :], strict=False))
     for n, made in ((n, made) for n in sizes for made in layers):
         told = {
             r: interval(found.power.tolist())
@@ -125,7 +123,7 @@ def _draw_power(axis: Axes, graphs: Graphs, shown: str) -> None:
             list(told),
             [found.mean for found in told.values()],
             [half(found) for found in told.values()],
-            color=colours[n],
+            color=colors[n],
             linewidth=1.1,
             elinewidth=0.7,
             markersize=3,
@@ -137,7 +135,7 @@ def _draw_power(axis: Axes, graphs: Graphs, shown: str) -> None:
     axis.grid(axis="y", color="0.92")
     axis.legend(
         handles=[
-            *(Line2D([], [], color=colours[n], label=f"N = {n}") for n in sizes),
+            *(Line2D([], [], color=colors[n], label=f"N = {n}") for n in sizes),
             *(
                 Line2D([], [], color="0.3", markersize=4, label=made, **STYLES[made])
                 for made in layers
@@ -159,13 +157,13 @@ def _draw_false(axis: Axes, graphs: Graphs, shown: str, level: float) -> None:
         for row in null_rows(graphs)
         if row["estimator"] == shown
     }
-    colours = dict(zip(sizes, BLUES[-len(sizes) :], strict=False))
+    colors = dict(zip(sizes, BLUES[-len(sizes) :], strict=False))
     axis.axhline(level, color="0.3", linewidth=0.9)
     for place, (n, made) in enumerate((n, made) for made in layers for n in sizes):
         told, none = false_row(graphs, shown, n, made), empty[n, made]
         low, share, high = (float(str(none[key])) for key in ("from", "share", "to"))
         style: dict[str, Any] = {
-            "color": colours[n],
+            "color": colors[n],
             "marker": STYLES[made]["marker"],
             "markersize": 5,
             "elinewidth": 0.9,

@@ -68,7 +68,7 @@ class EDGE(Estimator):
     information; reseeds NumPy's global generator; and rescales the width by
     :math:`2^{1 / (2 I)}` for a first estimate I, which diverges at 0.
 
-    Cells are coarser than the nearest neighbours of
+    Cells are coarser than the nearest neighbors of
     :class:`~captum_nif.MixedKSG`: strong dependence is underestimated (the
     mutual information of a continuous variable with itself grows with
     :math:`\tfrac14 \log N`), while PMI of single samples is less noisy. Over the 14

@@ -1,7 +1,7 @@
 r"""Samples of what each layer does with independent inputs.
 
 In observed data the nodes of a layer depend on each other, so a link's information is
-partly that of its neighbours: Eq. 3 of the paper subtracts this redundancy. Here it
+partly that of its neighbors: Eq. 3 of the paper subtracts this redundancy. Here it
 vanishes by construction instead: every layer reads values that are drawn from
 the background *node by node*, each node's from a sample of its own, and what the layer
 computes from them is recorded. All layers do so in the same pass: what one computes is

@@ -93,11 +93,11 @@ def _of_all_pairs(estimator: PMIEstimator, x: Tensor, y: Tensor) -> Tensor:
 
 def _pearson(x: Tensor, y: Tensor) -> Tensor:
     """Correlation of every pair of variables, float64, [a, b]; 0 for constants."""
-    (x, a), (y, b) = (_centred(values) for values in (x, y))
+    (x, a), (y, b) = (_centered(values) for values in (x, y))
     return x @ y.mT / (a[:, None] * b)
 
 
-def _centred(values: Tensor) -> tuple[Tensor, Tensor]:
+def _centered(values: Tensor) -> tuple[Tensor, Tensor]:
     """Deviations from the mean, and their norm: inf for a constant, whose are 0."""
     values = values.double() - values[:, :1]  # exact, so that constants are exactly 0
     values -= values.mean(1, keepdim=True)

@@ -12,19 +12,19 @@ COMPARED = 256
 
 _GAP = 5.0
 """How much farther than its near-copies all others are from a sample, whatever the
-dimension. Distances to the j-th and the next neighbour in a cloud of d dimensions
+dimension. Distances to the j-th and the next neighbor in a cloud of d dimensions
 differ by this factor with probability 5^-(j d): in one dimension, the worst, for a
 quarter of the samples."""
 
 _CLEAR = 2.1
-"""As :data:`_GAP`, where nearer neighbours tell the dimension. The next neighbours on a
+"""As :data:`_GAP`, where nearer neighbors tell the dimension. The next neighbors on a
 line with even spacing are 2 times farther; clusters of real data are closer than that.
 """
 
 _TIMES = 20.0
 """How many times wider than the gaps before it such a gap is. With f at the (j + 1)-th
-neighbour, the probability in any dimension is (1 + f / (j - 1))^-(j - 1): over all
-j > 2, for one sample in a hundred. Two neighbours, one gap, tell too little."""
+neighbor, the probability in any dimension is (1 + f / (j - 1))^-(j - 1): over all
+j > 2, for one sample in a hundred. Two neighbors, one gap, tell too little."""
 
 _FAR = 20.0
 """How much farther than from each other samples that are all copies are from 0."""
@@ -34,7 +34,7 @@ def share_of_near_copies(x: Tensor) -> float:
     """Share of the samples, [N, d], that have near or exact copies among the others.
 
     A near-copy is told by the gap behind it and not by a distance, for which there is
-    no scale: in few dimensions, neighbours are close in any sample.
+    no scale: in few dimensions, neighbors are close in any sample.
     """
     magnitudes = x.norm(dim=1)
     distances = torch.cdist(x, x)
@@ -54,7 +54,7 @@ def share_of_near_copies(x: Tensor) -> float:
 
 
 def _gaps(ordered: Tensor) -> Tensor:
-    r"""Whether a gap follows the j-th neighbour, [N, J - 1], of distances [N, J].
+    r"""Whether a gap follows the j-th neighbor, [N, J - 1], of distances [N, J].
 
     In a cloud of d dimensions, :math:`j \log(T_{j+1} / T_j)` of the distances T are
     independent and exponential with mean 1 / d. The ones before the j-th have the mean

@@ -133,7 +133,7 @@ def backward_sums(
 def incoming_totals(weights: Sequence[Weight], by: Normalization) -> Tensor:
     r"""Sums up how much flow enters each node of a layer, to divide it by.
 
-    Raw products of weights favour long routes. With every *layer's* incoming flow
+    Raw products of weights favor long routes. With every *layer's* incoming flow
     scaled to 1 the layers compare, as in a picture; with every *node's* incoming flow
     scaled to 1 long and short routes do.
 

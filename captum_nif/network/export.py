@@ -30,7 +30,7 @@ PALETTE = (
     (213, 94, 0),
     (240, 228, 66),
 )
-"""Colours that colour-blind readers tell apart (Okabe and Ito, 2008), as red, green,
+"""Colors that color-blind readers tell apart (Okabe and Ito, 2008), as red, green,
 blue from 0 to 255: one for each community in turn."""
 
 _NO_COLOUR = (153, 153, 153)
@@ -133,7 +133,7 @@ def write_gexf(
     r"""Writes GEXF, Gephi's format, with a layout that can be looked at right away.
 
     Beside the attributes of :func:`write_json`: layers stand from left to right, the
-    size of a node is its ``betweenness`` (or else its flow), its colour its
+    size of a node is its ``betweenness`` (or else its flow), its color its
     ``community``, and the thickness of an edge its share of its layer's flow.
 
     Args:
@@ -206,14 +206,14 @@ def _draw(network: nx.DiGraph[str], graph: FlowGraph) -> None:
     column = {layer.name: number for number, layer in enumerate(graph.layers)}
     size = {layer.name: layer.size for layer in graph.layers}
     for (_, data), strength in zip(network.nodes(data=True), strengths, strict=True):
-        colour = _NO_COLOUR
+        color = _NO_COLOUR
         if "community" in data:
-            colour = PALETTE[data["community"] % len(PALETTE)]
+            color = PALETTE[data["community"] % len(PALETTE)]
         # Wide layers are as tall as narrow ones, row 0 at the top.
         height = 0.5 - (data["index"] + 0.5) / size[data["layer"]]
         data["viz"] = {
             "size": _SMALLEST + (_LARGEST - _SMALLEST) * strength / largest,
-            "color": dict(zip("rgb", colour, strict=True)) | {"a": 1.0},
+            "color": dict(zip("rgb", color, strict=True)) | {"a": 1.0},
             "position": {
                 "x": _WIDTH * column[data["layer"]],
                 "y": _HEIGHT * height,

@@ -21,7 +21,7 @@ INK, MUTED = "#1c2733", "#5d6975"
 FLOW, NEGATIVE, WEAK = "#44566c", "#c0392b", "#d0d5da"
 _OTHER = "#9aa2ab"
 _MARKERS = "os^DvPX"
-"""With the colours, so that communities differ in grey and to the colour-blind."""
+"""With the colors, so that communities differ in gray and to the color-blind."""
 
 _LETTER = 4.6  # width of a letter, in points
 _LEGEND = 100.0  # height that legends take, in points
@@ -112,7 +112,7 @@ def link_alpha(relative: Number) -> Number:
 
 
 def community_style(group: int) -> dict[str, str]:
-    """Marker and colour of a community, by its place among those with a colour."""
+    """Marker and color of a community, by its place among those with a color."""
     if group >= len(_MARKERS):
         return {"marker": "o", "color": _OTHER}
     red, green, blue = PALETTE[group]
@@ -203,7 +203,7 @@ def _name_nodes(
 
 
 def write_legends(ax: Axes, picture: Picture) -> None:
-    """Explains width, size and colour, in three legends below the picture."""
+    """Explains width, size and color, in three legends below the picture."""
     from matplotlib.legend import Legend
 
     crowded = is_crowded(picture.graph)
@@ -230,15 +230,15 @@ def write_legends(ax: Axes, picture: Picture) -> None:
     ]
     if picture.places.boxes:
         size.append(_handle("pixel: flow out", "s", 40.0, color="0.6"))
-    colour = []
+    color = []
     alive = picture.dots & ~picture.dead
     for group in np.unique(picture.group[alive]).tolist():
         named = group < len(picture.names)
         label = str(picture.names[group]) if named else "smaller ones"
         style = community_style(group)
-        colour.append(_handle(label, style["marker"], 40.0, color=style["color"]))
+        color.append(_handle(label, style["marker"], 40.0, color=style["color"]))
     if (picture.dead & picture.dots).any():
-        colour.append(_handle("hollow: dead", "o", 40.0, color="white"))
+        color.append(_handle("hollow: dead", "o", 40.0, color="white"))
     for title, handles, place, spacing in (
         (
             "Width: flow, relative to the\nstrongest drawn into the layer",
@@ -247,7 +247,7 @@ def write_legends(ax: Axes, picture: Picture) -> None:
             0.5,
         ),
         ("Size: betweenness", size, 0.42, 0.9),
-        ("Colour, shape: community", colour, 0.66, 0.5),
+        ("Color, shape: community", color, 0.66, 0.5),
     ):
         legend = Legend(
             ax,

@@ -66,14 +66,14 @@ def plot_flow(
 
     The width of a link is its flow, relative to the strongest link drawn into the same
     layer; negative flow (most of it of single samples) is red. The size of a node is
-    its betweenness, its colour and shape are its community, and hollow nodes are dead:
+    its betweenness, its color and shape are its community, and hollow nodes are dead:
     no flow runs through them. Small numbers count a hidden layer's nodes from 0.
 
     Of wide layers only the nodes with the largest share in the flow to the outputs are
     drawn (:func:`~captum_nif.flow_shares`), and of the links between drawn
     nodes only the strongest into each, and the strongest out of each. The share of the
     flow into a layer that they carry stands below its name. An input that is an image
-    is drawn as its pixels, darker where more flow leaves them, summed over colours.
+    is drawn as its pixels, darker where more flow leaves them, summed over colors.
 
     Args:
         graph (FlowGraph): The graph.
@@ -83,7 +83,7 @@ def plot_flow(
             number for each node.
             Default: ``None`` (``betweenness_centrality`` of the graph)
         community (mapping of str to Tensor, optional): For each layer by name the
-            community of each node. The seven largest have colours.
+            community of each node. The seven largest have colors.
             Default: ``None`` (``communities`` of the graph)
         threshold (float or mapping, optional): Absolute flow in nats below which a
             link cannot be told from independence; a mapping gives it by (source,
@@ -91,7 +91,7 @@ def plot_flow(
             above.
             Default: ``None``
         fdr (float, optional): The false discovery rate at which links are
-            significant, if the graph has p-values. Other links are grey too, and count
+            significant, if the graph has p-values. Other links are gray too, and count
             as little.
             Default: ``0.05``
         links_per_node (int, optional): How many of the strongest links into each node
@@ -137,7 +137,7 @@ def plot_flow(
     if community is None:
         community = communities(strong)
     check_by_layer(graph, betweenness, "betweenness")
-    group, names = _coloured(flat_partition(graph, community))
+    group, names = _colored(flat_partition(graph, community))
     central = torch.cat([betweenness[layer.name] for layer in graph.layers])
 
     if ax is None:
@@ -183,7 +183,7 @@ def _new_axes(columns: int) -> Axes:
     return figure.add_axes((0.01, 0.01, 0.98, 0.98))
 
 
-def _coloured(
+def _colored(
     labels: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each node the place of its community among the largest, and their names."""

@@ -63,8 +63,8 @@ class Picture:
         weakness (str): What makes links weak.
         betweenness (array): Of each node in the row of all nodes.
         group (array): For each node the place of its community in ``names``, or the
-            length of ``names`` for the communities without a colour.
-        names (array): The communities that have a colour.
+            length of ``names`` for the communities without a color.
+        names (array): The communities that have a color.
         scale (float): Size of letters and nodes: 1, or less in a small axes.
     """
 

@@ -16,7 +16,7 @@ from captum_nif.plotting.shading import (
     RED,
     add_legend,
     add_scale,
-    colour_scale,
+    color_scale,
     errors_of,
     finite,
     is_unclear,
@@ -43,7 +43,7 @@ def plot_saliency(
     r"""Draws an attribution on top of the image it explains, as in the paper's Fig. 4.
 
     Blue pixels are positive, red ones negative, and the larger, the more opaque. The
-    image is pale and without colours, and attributions are summed over its channels.
+    image is pale and without colors, and attributions are summed over its channels.
     With ``standard_error``, full squares can be told from 0 and small ones cannot.
 
     Args:
@@ -62,7 +62,7 @@ def plot_saliency(
         clip (float, optional): Quantile of the absolute values that is fully opaque,
             so that single pixels do not make all others pale.
             Default: ``0.99``
-        cmap (str, optional): Matplotlib's colour map for the image; ``"gray_r"`` shows
+        cmap (str, optional): Matplotlib's color map for the image; ``"gray_r"`` shows
             digits dark on white.
             Default: ``"gray"``
 
@@ -87,10 +87,10 @@ def plot_saliency(
         raise ValueError(f"clip must be more than 0 and at most 1, got {clip}")
     planes = _planes(attribution, "attribution")
     values = planes.sum(0)
-    grey = _planes(image, "image").mean(0)
-    if values.shape != grey.shape:
+    gray = _planes(image, "image").mean(0)
+    if values.shape != gray.shape:
         raise ValueError(
-            f"attribution has {_size(values)} pixels and image {_size(grey)}: give the "
+            f"attribution has {_size(values)} pixels and image {_size(gray)}: give the "
             "attribution of this image"
         )
     unclear = None
@@ -100,20 +100,20 @@ def plot_saliency(
     magnitude = np.abs(values)
     limit = float(np.quantile(magnitude, clip) or magnitude.max() or 1.0)
     opacity = (magnitude / limit).clip(0.0, 1.0)
-    colours = np.where(values[..., None] < 0.0, RED, BLUE)
-    overlay = np.concatenate([colours, opacity[..., None]], axis=-1)
+    colors = np.where(values[..., None] < 0.0, RED, BLUE)
+    overlay = np.concatenate([colors, opacity[..., None]], axis=-1)
     if ax is None:
         ax = new_axes(4.6, 4.0)
-    spread = float(np.ptp(grey)) or 1.0
-    # A third of the range leaves the other two for the colours on top.
-    ax.imshow((grey - grey.min()) / spread, cmap=cmap, alpha=0.35, vmin=0.0, vmax=1.0)
+    spread = float(np.ptp(gray)) or 1.0
+    # A third of the range leaves the other two for the colors on top.
+    ax.imshow((gray - gray.min()) / spread, cmap=cmap, alpha=0.35, vmin=0.0, vmax=1.0)
     if unclear is None:
         ax.imshow(overlay)
     else:
         ax.imshow(shrunk(overlay, unclear), extent=_extent(values))
         add_legend(ax, unclear)
     ax.set_axis_off()
-    add_scale(ax, colour_scale(-limit, limit), "attribution", -limit)
+    add_scale(ax, color_scale(-limit, limit), "attribution", -limit)
     return ax
 
 
@@ -178,7 +178,7 @@ def plot_attribution_matrix(
     if standard_error is not None:
         errors = errors_of(finite(standard_error, "standard_error"), values)
     limit = float(np.abs(values).max()) or 1.0
-    scale = colour_scale(-limit if values.min() < 0 else 0.0, limit)
+    scale = color_scale(-limit if values.min() < 0 else 0.0, limit)
     if image_shape is None:
         if ax is None:
             line = 0.34 if errors is None else 0.46
@@ -281,7 +281,7 @@ def _show(
     extent: tuple[float, float, float, float],
     aspect: Literal["equal", "auto"] = "equal",
 ) -> None:
-    """Draws cells in the colours of a scale, and those that are unclear small."""
+    """Draws cells in the colors of a scale, and those that are unclear small."""
     if unclear is not None:
         values = shrunk(values, unclear)
     limits = scale.get_clim()

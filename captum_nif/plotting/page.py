@@ -61,7 +61,7 @@ def save_html(
     r"""Writes flow graphs as one self-contained, interactive page.
 
     The page shows layers from left to right (on a narrow screen from top to bottom):
-    the width of a link is its flow, the size of a node its betweenness, its colour its
+    the width of a link is its flow, the size of a node its betweenness, its color its
     community. Pointing at a node tells its numbers; clicking one lights its strongest
     paths, with their shares in the path sum (Eq. 4). It can be used by mouse, touch
     and keyboard, in light and dark, and loads nothing from anywhere.
@@ -139,7 +139,7 @@ def to_html(
         "title": title,
         "gammas": list(gammas),
         "fdr": fdr,
-        "palette": ["rgb({}, {}, {})".format(*colour) for colour in PALETTE],
+        "palette": ["rgb({}, {}, {})".format(*color) for color in PALETTE],
         "layers": [
             _layer_data(layer, column)
             for layer, column in zip(some.layers, layer_columns(some), strict=True)

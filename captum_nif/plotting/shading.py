@@ -1,4 +1,4 @@
-"""The colours of heat maps: their scale, and the cells that may be noise."""
+"""The colors of heat maps: their scale, and the cells that may be noise."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def new_axes(width: float, height: float) -> Axes:
     return ax
 
 
-def colour_scale(lowest: float, highest: float) -> ScalarMappable:
+def color_scale(lowest: float, highest: float) -> ScalarMappable:
     """White at 0, blue above, and red below where there is anything."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    return ScalarMappable(Normalize(lowest, highest), _colours(lowest < 0))
+    return ScalarMappable(Normalize(lowest, highest), _colors(lowest < 0))
 
 
-def _colours(signed: bool) -> LinearSegmentedColormap:
+def _colors(signed: bool) -> LinearSegmentedColormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     ends = [RED, (1.0, 1.0, 1.0), BLUE] if signed else [(1.0, 1.0, 1.0), BLUE]
@@ -88,7 +88,7 @@ def _colours(signed: bool) -> LinearSegmentedColormap:
 
 
 def add_scale(ax: Axes, scale: ScalarMappable, label: str, lowest: float) -> None:
-    """Adds the colour bar, from the lowest value on."""
+    """Adds the color bar, from the lowest value on."""
     figure = ax.get_figure(root=False)
     assert figure is not None
     bar = figure.colorbar(scale, ax=ax, fraction=0.046, pad=0.03)

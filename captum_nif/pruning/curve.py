@@ -206,7 +206,7 @@ def plot_pruning_curve(
     return ax
 
 
-_STYLES = {  # Okabe and Ito's colours, told apart in print by line and marker too
+_STYLES = {  # Okabe and Ito's colors, told apart in print by line and marker too
     "NIF": ("#0072B2", "-", "o"),
     "magnitude": ("#D55E00", "--", "s"),
     "zero activation": ("#009E73", "-.", "^"),

@@ -35,7 +35,7 @@ def prune(
 
     ``level="link"``: the importance of a connection is the sum of :math:`|w|` over its
     links. It is one weight of a linear layer, or one kernel of a convolution, from an
-    input channel (of an image, a colour with the links of all its pixels) to an output
+    input channel (of an image, a color with the links of all its pixels) to an output
     channel. A neuron that reads flattened maps has one connection to each map, with the
     weights of all its positions. Where maps are added before they are read, their links
     share one kernel and count together. Links without weights of their own (shortcuts,

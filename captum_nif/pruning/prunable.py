@@ -6,7 +6,7 @@ of weights that serves a set of links alone:
 - between linear layers, one weight and its link;
 - between convolutions, one kernel and its link;
 - from a feature map to a neuron, the weights of all its positions and their link;
-- from an image to a channel, the kernel over one colour and the links of its pixels;
+- from an image to a channel, the kernel over one color and the links of its pixels;
 - after a residual sum, one weight or kernel and the links of all that was added.
 
 A *node* owns the weights into it, its bias, and the scale and shift of the norms that

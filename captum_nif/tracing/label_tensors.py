@@ -58,8 +58,8 @@ def rewritten(seen: Tensor, written: Tensor, old: Tensor, new: Tensor) -> Tensor
     """Labels of ``seen``, [*seen.shape], after ``written`` overwrote shared memory.
 
     Args:
-        seen (Tensor): a tensor labelled ``old``.
-        written (Tensor): a tensor on the same memory, now labelled ``new``.
+        seen (Tensor): a tensor labeled ``old``.
+        written (Tensor): a tensor on the same memory, now labeled ``new``.
         old (Tensor): broadcastable to ``seen.shape``.
         new (Tensor): broadcastable to ``written.shape``.
     """

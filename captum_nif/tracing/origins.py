@@ -26,7 +26,7 @@ class Labels:
     """The sample (``rows``) and the channel of each element of a tensor.
 
     Args:
-        shape (torch.Size): shape of the labelled tensor.
+        shape (torch.Size): shape of the labeled tensor.
         rows (Tensor or None): sample of each element, broadcastable to ``shape``. None:
             samples were mixed, see ``untraceable``.
         channels (Tensor or None): the same for channels. None: channels were mixed.

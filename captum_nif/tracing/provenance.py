@@ -352,9 +352,9 @@ def _run_on(call: Call, parts: Sequence[Tensor | None]) -> list[Tensor]:
         part = part.to(t.device).expand(labels.shape)  # as it was before the call
         return part.clone() if writes else part
 
-    labelled, named = tree_map(label, (args, options))
-    result = func(*labelled, **named)
-    return [compact(t) for t in tensors_in(labelled[0] if result is None else result)]
+    labeled, named = tree_map(label, (args, options))
+    result = func(*labeled, **named)
+    return [compact(t) for t in tensors_in(labeled[0] if result is None else result)]
 
 
 def _multiplied(call: Call) -> list[Part]:

@@ -49,7 +49,7 @@ def solve(
             magnitudes of the points' own values, [points, x].
         y: The same along other variables, [points, y, N] and [points, y].
         roundoff: Relative error of a distance along x and along y, 0 if exact.
-        k: Number of neighbours.
+        k: Number of neighbors.
         terms: The formula's terms for the plane, and those for an axis.
         pmi: Where results go, [points, x, y], int64.
     """

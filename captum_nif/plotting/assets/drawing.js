@@ -1,12 +1,12 @@
 // Three canvases: for links, above them for nodes, names and lit paths, and on top for
 // marks, which change with every move of the pointer.
 
-const colour = (name) =>
+const color = (name) =>
   getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-function communityColour(node) {
+function communityColor(node) {
   const community = state.graph.communities[state.gamma][node];
-  return palette[community] || colour("other");
+  return palette[community] || color("other");
 }
 
 // Adds a link to the path of a context: level at both ends, bent over skipped layers.
@@ -40,7 +40,7 @@ function drawLinks() {
   const count = linksIn(state.share);
   const canvas = el("links");
   const context = canvas.getContext("2d");
-  const colours = [colour("link"), colour("negative"), colour("other")];
+  const colors = [color("link"), color("negative"), color("other")];
   context.globalCompositeOperation = "source-over";
   context.clearRect(0, 0, view.width, view.height);
   context.globalCompositeOperation = "destination-over";
@@ -48,7 +48,7 @@ function drawLinks() {
   const draw = () => {
     const end = Math.min(next + pace, count);
     for (; next < end; next += BATCH) {
-      drawBatch(context, next, Math.min(next + BATCH, end), colours, count <= CURVED);
+      drawBatch(context, next, Math.min(next + BATCH, end), colors, count <= CURVED);
     }
     next = end;
     canvas.dataset.drawn = String(next);
@@ -66,21 +66,21 @@ function drawLinks() {
   describe(count);
 }
 
-function drawBatch(context, start, end, colours, curved) {
+function drawBatch(context, start, end, colors, curved) {
   const strokes = new Map();
   for (let i = start; i < end; i++) {
     if (!isShown(i) || !inCommunity(i)) continue;
     const level = Math.ceil(state.graph.relative[i] * LEVELS);
     const kind = state.graph.faint[i] ? 2 : Number(state.graph.weight[i] < 0);
-    const key = colours.length * level + kind;
+    const key = colors.length * level + kind;
     if (!strokes.has(key)) strokes.set(key, []);
     strokes.get(key).push(i);
   }
   for (const key of [...strokes.keys()].sort((a, b) => b - a)) {
-    const relative = Math.floor(key / colours.length) / LEVELS;
-    const kind = key % colours.length;
+    const relative = Math.floor(key / colors.length) / LEVELS;
+    const kind = key % colors.length;
     const faint = kind === 2;
-    context.strokeStyle = colours[kind];
+    context.strokeStyle = colors[kind];
     context.lineWidth = (view.crowded ? 0.5 : 1) * (faint ? 0.8 : 0.4 + 2.8 * relative);
     context.globalAlpha = faint ? 0.6 : 0.12 + 0.55 * relative;
     // Thousands of dashed lines would take long.
@@ -112,7 +112,7 @@ function drawNodes() {
   for (let n = 0; n < nodeCount; n++) {
     if (!isPixel(n)) drawNode(context, n, ends.size > 0 && !ends.has(n));
   }
-  for (const n of ends) if (isPixel(n)) ring(context, n, 1, colour("accent"));
+  for (const n of ends) if (isPixel(n)) ring(context, n, 1, color("accent"));
   drawNames(context, ends);
   drawMarks();
 }
@@ -120,9 +120,9 @@ function drawNodes() {
 function drawMarks() {
   const context = el("marks").getContext("2d");
   context.clearRect(0, 0, view.width, view.height);
-  if (state.selected >= 0) ring(context, state.selected, 2, colour("accent"), 3);
-  if (state.focused >= 0) ring(context, state.focused, 2, colour("accent"), 4);
-  if (state.hovered >= 0) ring(context, state.hovered, 1.5, colour("ink"), 2);
+  if (state.selected >= 0) ring(context, state.selected, 2, color("accent"), 3);
+  if (state.focused >= 0) ring(context, state.focused, 2, color("accent"), 4);
+  if (state.hovered >= 0) ring(context, state.hovered, 1.5, color("ink"), 2);
 }
 
 function drawPaths(context, paths) {
@@ -131,7 +131,7 @@ function drawPaths(context, paths) {
   for (const path of [...paths].reverse()) {
     for (const link of path.links) {
       const negative = state.graph.weight[link] < 0;
-      context.strokeStyle = colour(negative ? "negative" : "accent");
+      context.strokeStyle = color(negative ? "negative" : "accent");
       context.lineWidth = 1.2 + 4 * (path.share / most);
       context.globalAlpha = 0.35 + 0.6 * (path.share / most);
       context.setLineDash(state.graph.faint[link] ? [5, 5] : []);
@@ -151,10 +151,10 @@ function drawNode(context, node, faded) {
   context.beginPath();
   context.arc(place.x[node], place.y[node], radius[node], 0, 2 * Math.PI);
   const dead = state.graph.dead.has(node);
-  context.fillStyle = dead ? colour("page") : communityColour(node);
+  context.fillStyle = dead ? color("page") : communityColor(node);
   context.fill();
   context.lineWidth = 1;
-  context.strokeStyle = dead ? colour("muted") : colour("edge");
+  context.strokeStyle = dead ? color("muted") : color("edge");
   if (radius[node] > 2) context.stroke();
   context.globalAlpha = 1;
 }
@@ -188,16 +188,16 @@ function drawImage(context, l) {
     const [x, y] = [place.x[corner] - cell / 2, place.y[corner] - cell / 2];
     // Links begin below, and shine through.
     context.globalAlpha = 0.8;
-    context.fillStyle = colour("page");
+    context.fillStyle = color("page");
     context.fillRect(x, y, columns * cell, rows * cell);
     context.globalAlpha = 1;
-    context.strokeStyle = colour("rule");
+    context.strokeStyle = color("rule");
     context.lineWidth = 1;
     context.strokeRect(x, y, columns * cell, rows * cell);
   }
   for (let i = 0; i < size; i++) {
     const part = most ? values[start + i] / most : 0;
-    context.fillStyle = `rgba(${colour.pixel}, ${0.03 + 0.72 * part})`;
+    context.fillStyle = `rgba(${color.pixel}, ${0.03 + 0.72 * part})`;
     const [x, y] = [place.x[start + i] - cell / 2, place.y[start + i] - cell / 2];
     context.fillRect(x, y, cell + 0.3, cell + 0.3);
   }
@@ -225,8 +225,8 @@ function writeBeside(context, node, before) {
   const away = radius[node] + 5;
   context.font = "12px system-ui, 'Liberation Sans', sans-serif";
   context.lineWidth = 3;
-  context.strokeStyle = colour("page");
-  context.fillStyle = colour("ink");
+  context.strokeStyle = color("page");
+  context.fillStyle = color("ink");
   context.save();
   context.translate(place.x[node], place.y[node]);
   if (view.upright) {
@@ -251,14 +251,14 @@ function drawHeading(context, l) {
   const alone = layers.every((other) => other === layer || other.column !== layer.column);
   const name = layer.name.length > 22 ? `${layer.name.slice(0, 21)}…` : layer.name;
   const count = `${layer.size.toLocaleString("en")} node${layer.size > 1 ? "s" : ""}`;
-  context.fillStyle = colour("ink");
+  context.fillStyle = color("ink");
   context.save();
   if (view.upright) {
     const above = layer.image || view.crowded ? 0 : 16;
     context.translate(0, (place.y[first[l]] + place.y[last]) / 2 - above);
     context.font = `600 ${view.crowded ? 10 : 12}px system-ui, 'Liberation Sans', sans-serif`;
     context.textAlign = "left";
-    context.strokeStyle = colour("page");
+    context.strokeStyle = color("page");
     context.lineWidth = 3;
     context.strokeText(name, 0, 0);
     context.fillText(name, 0, 0);
@@ -274,7 +274,7 @@ function drawHeading(context, l) {
     context.font = "600 13px system-ui, 'Liberation Sans', sans-serif";
     context.fillText(name, 0, 0);
     context.font = "11px system-ui, 'Liberation Sans', sans-serif";
-    context.fillStyle = colour("muted");
+    context.fillStyle = color("muted");
     context.fillText(count, 0, 15);
   }
   context.restore();

@@ -65,7 +65,7 @@ function fillCard() {
   for (const [term, value] of factsOf(node)) {
     append(el("facts"), "dt", term);
     const cell = append(el("facts"), "dd");
-    if (term === "Community") swatch(cell, communityColour(node));
+    if (term === "Community") swatch(cell, communityColor(node));
     cell.append(value);
   }
 }
@@ -125,7 +125,7 @@ function fillCommunities() {
   several.slice(0, 12).forEach((size, group) => {
     const button = append(el("communities"), "button", undefined, { type: "button" });
     button.setAttribute("aria-pressed", String(state.community === group));
-    swatch(button, palette[group] || colour("other"));
+    swatch(button, palette[group] || color("other"));
     button.append(`${group} (${size.toLocaleString("en")})`);
     button.addEventListener("click", () => {
       state.community = state.community === group ? -1 : group;
@@ -209,7 +209,7 @@ function focusOn(node) {
 }
 
 // The nearest node in a direction, sooner ahead than aside.
-function neighbour(node, dx, dy) {
+function neighbor(node, dx, dy) {
   let found = node;
   let least = Infinity;
   for (let n = 0; n < nodeCount; n++) {
@@ -228,7 +228,7 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 function onKey(event) {
   if (ARROWS[event.key]) {
     const from = state.focused;
-    focusOn(from < 0 ? Math.max(state.selected, 0) : neighbour(from, ...ARROWS[event.key]));
+    focusOn(from < 0 ? Math.max(state.selected, 0) : neighbor(from, ...ARROWS[event.key]));
   } else if ((event.key === "Enter" || event.key === " ") && state.focused >= 0) {
     select(state.focused);
   } else {
@@ -345,7 +345,7 @@ const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 function useTheme(name) {
   document.documentElement.dataset.theme = name;
-  colour.pixel = colour("pixel");
+  color.pixel = color("pixel");
   if (!state.graph) return;
   drawLinks();
   drawNodes();
