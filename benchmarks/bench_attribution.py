@@ -43,7 +43,11 @@ from captum_nif import NIFAttribution
 
 LARGE = ("resnet50", "vit_tiny", "bert")
 TASKS = ("digits", "mnist", "resnet20", "resnet18", *LARGE)
-FITTED: dict[str, dict[str, Any]] = {"NIF": {}, "NIF, faithful": {"preset": "faithful"}}
+FITTED: dict[str, dict[str, Any]] = {
+    "NIF": {},
+    "NIF, faithful": {"preset": "faithful"},
+    "NIF, gradient free": {"preset": "gradient_free"},
+}
 """Options of the methods that are fitted on a background."""
 
 METHODS = (*FITTED, "IG", "KernelShap")
@@ -61,6 +65,9 @@ Explain = Callable[[Tensor, int], object]
 DESCRIBED = {
     "NIF": "NIFAttribution(model).fit(background), its defaults",
     "NIF, faithful": 'NIFAttribution(model, preset="faithful").fit(background)',
+    "NIF, gradient free": (
+        'NIFAttribution(model, preset="gradient_free").fit(background)'
+    ),
     "IG": "IntegratedGradients(model), 50 steps, zero baseline (Captum's defaults)",
     "KernelShap": "KernelShap(model), 25 samples, zero baseline (Captum's defaults)",
 }

@@ -26,8 +26,12 @@ CASES: dict[str, tuple[str, str]] = {
 }
 """Data set and network by the name of the case."""
 
-PRESETS: dict[str, str | None] = {"default": None, '"faithful"': "faithful"}
-SLOW = (("digits-cnn", '"faithful"'),)
+PRESETS: dict[str, str | None] = {
+    "default": None,
+    '"faithful"': "faithful",
+    '"gradient_free"': "gradient_free",
+}
+SLOW = (("digits-cnn", '"gradient_free"'),)
 """Of these the attribution matrix is left out: it takes as long again as samples."""
 
 EXPLAINED = 20
