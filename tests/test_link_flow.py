@@ -66,16 +66,18 @@ def test_pair_products_are_those_of_loops_over_elements(name, by, magnitudes):
     owners = owners.expand(x.shape)
     with torch.no_grad():
         expected = loops(module, x, w, owners, magnitudes)
-    found = pair_products(module, x, w, owners, magnitudes)
+    found = pair_products(module, x, w, owners, len(expected), magnitudes)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_elements_of_no_node_have_no_part():
     owners = torch.tensor([[0, -1, 1, 1, 0]])
-    found = pair_products(nn.Linear(5, 3), torch.ones(1, 5), torch.ones(1, 3), owners)
+    found = pair_products(
+        nn.Linear(5, 3), torch.ones(1, 5), torch.ones(1, 3), owners, 2
+    )
     assert found.shape == (2, 3)
     none = pair_products(
-        nn.Linear(2, 3), torch.ones(1, 2), torch.ones(1, 3), torch.tensor([[1, -1]])
+        nn.Linear(2, 3), torch.ones(1, 2), torch.ones(1, 3), torch.tensor([[1, -1]]), 2
     )
     assert not none[0].any()
 
@@ -117,6 +119,48 @@ class Skip(nn.Module):
         return h + self.b(h)
 
 
+class TimeFirst(nn.Module):
+    """[T, N, C] between its layers, and an input that is moved and scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def between(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.b(z))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.between(torch.relu(self.a(x.transpose(0, 1).flip(0) / 3 - 1)))
+        return self.head(z.mean(0))
+
+
+class AttentionTimeFirst(TimeFirst):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.head = nn.MultiheadAttention(6, 2), nn.Linear(6, 2)
+
+    def between(self, z: Tensor) -> Tensor:
+        return z + self.b(z, z, z, need_weights=False)[0]
+
+
+class Merged(TimeFirst):
+    """[N * T, C] between its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        z = self.between(torch.relu(self.a(x.reshape(n * t, -1))))
+        return self.head(z.view(n, t, -1).mean(1))
+
+
+class GatedRecurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gru(x.transpose(0, 1))[0].mean(0))
+
+
 NETWORKS = {
     "mlp": (
         lambda: nn.Sequential(
@@ -139,6 +183,12 @@ NETWORKS = {
     ),
     "recurrent": (Recurrent, (5, 3)),
     "skip": (Skip, (4,)),
+    # As many times as hybrids and samples, and as one is not.
+    "time first": (TimeFirst, (17, 3)),
+    "time first, few": (TimeFirst, (5, 3)),
+    "attention, time first": (AttentionTimeFirst, (10, 3)),
+    "merged": (Merged, (10, 3)),
+    "GRU": (GatedRecurrent, (17, 3)),
 }
 
 
@@ -174,6 +224,31 @@ def test_the_population_graph_is_a_graph_for_every_view(name):
     last = one.links[-1].weight
     assert last[:, 1].any()
     assert not last[:, [0, *range(2, last.shape[1])]].any()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["residual", "recurrent"])
+def test_the_callers_gradient_mode_does_not_matter(name, mode):
+    make, shape = NETWORKS[name]
+    model, x = make().eval(), torch.randn(3, *shape)
+    nif = NIFAttribution(model, preset="faithful").fit(torch.randn(60, *shape))
+    expected = nif.sample_graphs(x, 1)
+    with mode():
+        found = nif.sample_graphs(x.clone(), 1)
+    for graph, other in zip(found, expected, strict=True):
+        assert graph == other
+        assert not any(link.weight.requires_grad for link in graph.links)
+
+
+def test_an_input_that_is_mixed_has_links_from_all_its_elements():
+    """Which element a column stands for is not told then, what flows from each is."""
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    nif = NIFAttribution(model.eval(), preset="faithful").fit(torch.randn(60, 4))
+    x = torch.randn(3, 4)
+    maps = nif.attribute(x, 1)
+    for i, graph in enumerate(nif.sample_graphs(x, 1)):
+        leaving = graph.links[0].weight.sum(1).float()
+        torch.testing.assert_close(leaving, maps[i], rtol=1e-4, atol=1e-6)
 
 
 def test_magnitudes_are_averaged_over_samples():

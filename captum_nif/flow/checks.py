@@ -169,6 +169,12 @@ def warn_if_training(model: nn.Module) -> None:
             return
 
 
+NO_GRADIENT = (
+    "No gradient flows from the model's output back to its inputs: it detaches, "
+    "rounds, or computes under `torch.no_grad()`. Use preset='gradient_free'."
+)
+
+
 def check_differentiable(model: nn.Module) -> None:
     """Refuses parameters and buffers that no gradient can be computed with."""
     for name, x in (*model.named_parameters(), *model.named_buffers()):

@@ -16,7 +16,12 @@ LINEAR_MAPS: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def pair_products(
-    module: nn.Module, x: Tensor, w: Tensor, owners: Tensor, magnitudes: bool = False
+    module: nn.Module,
+    x: Tensor,
+    w: Tensor,
+    owners: Tensor,
+    nodes: int,
+    magnitudes: bool = False,
 ) -> Tensor:
     """Flow from each node that owns elements of x to each output of a linear map.
 
@@ -26,17 +31,18 @@ def pair_products(
         w (Tensor): factors of what it makes, [N, ...].
         owners (Tensor): the node that each element of x belongs to, int64, of the shape
             of x; -1 for none.
+        nodes (int): how many nodes there are.
         magnitudes (bool): take magnitudes of all factors.
 
     Returns:
-        Tensor: float64, [nodes, outputs], for as many nodes as own elements.
+        Tensor: float64, [nodes, outputs].
 
     Examples::
 
         >>> linear = nn.Linear(2, 1, bias=False)
         >>> _ = linear.weight.data.copy_(torch.tensor([[2.0, 3.0]]))
         >>> x, w = torch.tensor([[1.0, -1.0]]), torch.tensor([[10.0]])
-        >>> pair_products(linear, x, w, torch.tensor([[0, 1]]))
+        >>> pair_products(linear, x, w, torch.tensor([[0, 1]]), 2)
         tensor([[ 20.],
                 [-30.]], dtype=torch.float64)
     """
@@ -48,10 +54,10 @@ def pair_products(
         weight, x, w = weight.abs(), x.abs(), w.abs()
     columns = _by_column(module, owners)
     if columns is None:
-        return _by_element(module, weight, x, w, owners)
+        return _by_element(module, weight, x, w, owners, nodes)
     # One product for each weight, which then is added up by the owner of its column.
     products = _pairs(module, weight, x, w)
-    flow = products.new_zeros(int(owners.max()) + 1, products.shape[1])
+    flow = products.new_zeros(nodes, products.shape[1])
     owned = columns >= 0
     return flow.index_add_(0, columns[owned], products[owned])
 
@@ -100,7 +106,12 @@ def _pairs(module: nn.Module, weight: Tensor, x: Tensor, w: Tensor) -> Tensor:
 
 
 def _by_element(
-    module: nn.Module, weight: Tensor, x: Tensor, w: Tensor, owners: Tensor
+    module: nn.Module,
+    weight: Tensor,
+    x: Tensor,
+    w: Tensor,
+    owners: Tensor,
+    nodes: int,
 ) -> Tensor:
     """As :func:`pair_products`, by one backward pass for each output."""
     leaf = x.clone().requires_grad_(True)
@@ -108,7 +119,7 @@ def _by_element(
         made = _made(module, weight, leaf)
     axis = _column_axis(module, w.dim())
     size, owned = w.shape[axis], owners >= 0
-    flow = x.new_zeros(int(owners.max()) + 1, size, dtype=torch.float64)
+    flow = x.new_zeros(nodes, size, dtype=torch.float64)
     for b in range(size):
         only = torch.zeros_like(w)
         only.select(axis, b).copy_(w.select(axis, b))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from captum_nif._blocks import blocks
 from captum_nif.flow.backdrop import Backdrop, looks_at
 from captum_nif.flow.batches import cut
-from captum_nif.flow.checks import check_differentiable, check_same
+from captum_nif.flow.checks import NO_GRADIENT, check_differentiable, check_same
 from captum_nif.flow.hybrids import Hybrids
 from captum_nif.flow.population import Modules
 from captum_nif.tracing.layout import Arrangement
@@ -234,11 +234,7 @@ class HybridPass:
             units (bool): give the slopes on hidden nodes, too.
         """
         if not objective.requires_grad:
-            raise RuntimeError(
-                "No gradient flows from the model's output back to its inputs: it "
-                "detaches, rounds, or computes under `torch.no_grad()`. Use "
-                "preset='gradient_free'."
-            )
+            raise RuntimeError(NO_GRADIENT)
         averages = self._averages
         averages.groups, averages.slopes = groups, {} if units else None
         with torch.inference_mode(False):

@@ -164,17 +164,10 @@ def layout_of(
         return None
     if not bool((rows > 0).all() and (channels > 0).all()):
         return _layout_of_rest(shape, rows, channels, n_rows, n_channels)
-    axis, before, after = 0, 1, shape[0]
-    if n_rows > 1:
-        axes = [d for d in range(rows.dim()) if collapse(rows, [d]) is None]
-        if len(axes) != 1 or shape[axes[0]] % n_rows:
-            return None
-        axis = axes[0]
-        line = collapse(rows, [d for d in range(rows.dim()) if d != axis])
-        split = None if line is None else _split(line.flatten(), n_rows)
-        if split is None:
-            return None
-        before, after = split
+    where = sample_axis(shape, rows, n_rows)
+    if where is None:
+        return None
+    axis, before, after = where
     apart = (before, n_rows, after) if channels.size(axis) > 1 else (1, 1, 1)
     labels = channels.unflatten(axis, apart)
     counting = [
@@ -199,6 +192,30 @@ def layout_of(
         n_channels,
         None if torch.equal(numbers, in_order) else order,
     )
+
+
+def sample_axis(
+    shape: torch.Size, rows: Tensor, n_rows: int
+) -> tuple[int, int, int] | None:
+    """The axis that counts samples, and what is before and after them along it.
+
+    Args:
+        shape (torch.Size): of the tensor.
+        rows (Tensor): its row labels.
+        n_rows (int): number of samples. Of one the axis cannot be told.
+
+    Returns:
+        tuple of int or None: as ``axis``, ``before`` and ``after`` of :class:`Layout`.
+    """
+    if n_rows == 1:
+        return 0, 1, shape[0]
+    axes = [d for d in range(rows.dim()) if collapse(rows, [d]) is None]
+    if len(axes) != 1 or shape[axes[0]] % n_rows:
+        return None
+    (axis,) = axes
+    line = collapse(rows, [d for d in range(rows.dim()) if d != axis])
+    split = None if line is None else _split(line.flatten(), n_rows)
+    return None if split is None else (axis, *split)
 
 
 def _layout_of_rest(
